@@ -113,6 +113,7 @@ def contrastive(
     *,
     temperature: float = 0.07,
     queue: Tensor | None = None,
+    queue_mask: Tensor | None = None,
     in_batch: bool = True,
 ) -> Tensor:
     """Mean over B of −log( e^(s·t/τ) / (e^(s·t/τ) + Σ e^(s·n/τ)) ), InfoNCE of unit vectors (Tian et al. 2020, §3).
@@ -126,11 +127,13 @@ def contrastive(
         temperature: τ; CRD has 0.07.
         queue: further negatives [K, D], vectors of a teacher; detached. CRD has K = 16384, refreshed with momentum
             0.5; K must not exceed what the data has, or negatives repeat.
+        queue_mask: [B, K] bool, True where an entry of the queue is a negative of the row; None takes all.
         in_batch: whether the batch's other rows are negatives too.
 
     Raises:
-        ValueError: vectors that are not [B, D] and alike, a queue that is not [K, D], no negatives at all
-            (``in_batch=False`` without a queue), a temperature that is not positive.
+        ValueError: vectors that are not [B, D] and alike, a queue that is not [K, D], a queue_mask that is not
+            [B, K] bool or has no queue, no negatives at all (``in_batch=False`` without a queue), a temperature that
+            is not positive.
     """
     student, teacher = checks.vectors(student, teacher, same_width=True)
     checks.positive("temperature", temperature)
@@ -138,6 +141,10 @@ def contrastive(
         raise ValueError("in_batch=False leaves no negatives: give a queue")
     if queue is not None and (queue.dim() != 2 or queue.shape[1] != student.shape[1]):
         raise ValueError(f"queue must be [K, {student.shape[1]}], not {list(queue.shape)}")
+    if queue_mask is not None:
+        shape = [len(student), 0 if queue is None else len(queue)]
+        if queue is None or queue_mask.dtype != torch.bool or list(queue_mask.shape) != shape:
+            raise ValueError(f"queue_mask must be bool {shape}, not {queue_mask.dtype} {list(queue_mask.shape)}")
     anchor, positive = checks.unit(student), checks.unit(teacher)
     similarity = checks.product(anchor, positive.T)
     scores = [similarity.diagonal().unsqueeze(1)]
@@ -146,7 +153,8 @@ def contrastive(
         others = ~torch.eye(size, dtype=torch.bool, device=student.device)
         scores.append(similarity[others].view(size, size - 1))
     if queue is not None:
-        scores.append(checks.product(anchor, checks.unit(queue.detach().to(anchor.dtype)).T))
+        further = checks.product(anchor, checks.unit(queue.detach().to(anchor.dtype)).T)
+        scores.append(further if queue_mask is None else further.masked_fill(~queue_mask, -torch.inf))
     return -F.log_softmax(torch.cat(scores, 1) / temperature, 1)[:, 0].mean()
 
 

@@ -208,6 +208,23 @@ def test_contrastive_bounds_and_queue():
     assert queue.grad is None
 
 
+def test_queue_mask_takes_negatives_from_some_rows():
+    mask = torch.rand(6, 7, generator=torch.Generator().manual_seed(4)) < 0.5
+    mask[2] = False  # a row that has none left
+    alone = [
+        naive_contrastive(S[i : i + 1].numpy(), T[i : i + 1].numpy(), queue=QUEUE[mask[i]].numpy(), in_batch=False)
+        for i in range(6)
+    ]
+    s = S.clone().requires_grad_()
+    value = contrastive(s, T, queue=QUEUE, queue_mask=mask, in_batch=False)
+    assert value.item() == pytest.approx(sum(alone) / 6, rel=1e-9)
+    value.backward()
+    assert s.grad.isfinite().all()
+    assert (s.grad.abs().sum(1) > 0).tolist() == [True, True, False, True, True, True]
+    for every, same in ((torch.ones_like(mask), QUEUE), (torch.zeros_like(mask), None)):
+        torch.testing.assert_close(contrastive(S, T, queue=QUEUE, queue_mask=every), contrastive(S, T, queue=same))
+
+
 def test_float32_of_large_norms_keeps_small_distances():
     """Squared norms minus products would lose them."""
     close = 1000 + S.float()
@@ -231,6 +248,9 @@ def test_float32_of_large_norms_keeps_small_distances():
         (lambda: contrastive(S, T, temperature=0.0), "temperature"),
         (lambda: contrastive(S, T, queue=WIDE), r"\[K, 4\]"),
         (lambda: contrastive(S, T, in_batch=False), "queue"),
+        (lambda: contrastive(S, T, queue_mask=torch.ones(6, 7).bool()), r"\[6, 0\].*\[6, 7\]"),
+        (lambda: contrastive(S, T, queue=QUEUE, queue_mask=torch.ones(7, 6).bool()), r"\[6, 7\].*\[7, 6\]"),
+        (lambda: contrastive(S, T, queue=QUEUE, queue_mask=torch.ones(6, 7)), r"bool \[6, 7\], not torch.float32"),
     ],
 )
 def test_refusals(call, message):
