@@ -242,7 +242,14 @@ def _other(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     return " ".join(_settings(artifact.key))
 
 
-_TOLD = {"corpus": _corpus, "tokenizer": _tokenizer, "encoded": _encoded, "teacher": _teacher, "knowledge": _knowledge}
+_TOLD = {
+    "corpus": _corpus,
+    "tokenizer": _tokenizer,
+    "encoded": _encoded,
+    "words": _encoded,
+    "teacher": _teacher,
+    "knowledge": _knowledge,
+}
 
 
 def _settings(key: dict[str, Any], *known: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from kdresearch.data.batches import EpochBatches
 from kdresearch.data.corpus import Corpus, Source, load
 from kdresearch.data.encoding import EncodedRows, encoded, fitted
 from kdresearch.data.split import Split, labels_of, split
-from kdresearch.data.tokenizers import TextTokenizer
+from kdresearch.data.tokenizers import TextTokenizer, gives_words
 from kdresearch.structures import UNLABELLED, Batch
 
 
@@ -81,12 +81,14 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.carve = carve
         self.teacher_rows: EncodedRows | None = None
+        self.reading: Literal["same", "words", "apart"] = "apart"  # see read_teacher
         self.batches_done = 0
         self._prepared = False
 
     corpus: Corpus
     split: Split
     labels: np.ndarray
+    fingerprint: str
     student_rows: EncodedRows
 
     @property
@@ -99,15 +101,37 @@ class TextDataModule(LightningDataModule):
             self.corpus = load(self.source, self.store, self.say)
             self.split = split(self.corpus, seed=self.split_seed, **self.carve)
             self.labels = labels_of(self.corpus)
-            name = fitted(self.tokenizer, self.corpus, self.split.trained, self.store, self.say)
-            self.student_rows = self.read_by(self.tokenizer, name)
+            self.fingerprint = fitted(self.tokenizer, self.corpus, self.split.trained, self.store, self.say)
+            self.student_rows = self.read_by(self.tokenizer, self.fingerprint)
             self._prepared = True
         return self
 
-    def read_by(self, tokenizer: TextTokenizer, fingerprint: str, index: np.ndarray | None = None) -> EncodedRows:
-        """Rows (all that this run uses, if none are named) as a fitted tokenizer reads them."""
+    def read_by(
+        self, tokenizer: TextTokenizer, fingerprint: str, index: np.ndarray | None = None, *, words: bool = False
+    ) -> EncodedRows:
+        """Rows (all that this run uses, if none are named) as a fitted tokenizer reads them.
+
+        Args:
+            words: also the word that each token belongs to.
+        """
         rows = self.used if index is None else index
-        return encoded(tokenizer, fingerprint, self.corpus, rows, self.store, self.say)
+        return encoded(tokenizer, fingerprint, self.corpus, rows, self.store, self.say, words=words)
+
+    def read_teacher(self, tokenizer: TextTokenizer, fingerprint: str, *, token_level: bool) -> None:
+        """Read the rows as a live teacher does, too, and find out how the tokens of both sides compare.
+
+        ``reading`` says it from then on: ``same``, where every row has the same ids on both sides; ``words``, where
+        the tokens of both name the words of the text that they belong to; else ``apart``.
+
+        Args:
+            token_level: whether tokens are to be compared at all; words cost one more pass over the texts.
+        """
+        sides = [(self.tokenizer, self.fingerprint), (tokenizer, fingerprint)]
+        self.student_rows, self.teacher_rows = student, teacher = [self.read_by(*side) for side in sides]
+        self.reading = "same" if student.same_ids(teacher) else "apart"
+        if self.reading == "apart" and token_level and all(gives_words(reader) for reader, _ in sides):
+            self.student_rows, self.teacher_rows = [self.read_by(*side, words=True) for side in sides]
+            self.reading = "words"
 
     @property
     def used(self) -> np.ndarray:

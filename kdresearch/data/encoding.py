@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 
 from kdresearch.artifacts import Store, digest
 from kdresearch.data.corpus import Corpus, Part
-from kdresearch.data.tokenizers import TextTokenizer
+from kdresearch.data.tokenizers import NO_WORD, WORDS, TextTokenizer, gives_words
+from kdresearch.errors import UserError
 from kdresearch.structures import Tokens
 
 FORMAT = 1
@@ -59,6 +60,13 @@ class EncodedPart:
     rows: np.ndarray  # [N] sorted rows within the part
     offsets: np.ndarray  # [N + 1]
     ids: np.ndarray  # [offsets[-1]] int32, memory-mapped
+    words: np.ndarray | None = None  # [offsets[-1]] int32, memory-mapped: the word of each token
+
+    def same_ids(self, other: EncodedPart) -> bool:
+        """Whether the same rows were given the same ids."""
+        return self.start == other.start and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("rows", "offsets", "ids")
+        )
 
 
 class EncodedRows:
@@ -68,6 +76,7 @@ class EncodedRows:
         self.parts = parts
         self.pad_id = pad_id
         self._starts = np.array([part.start for part in parts])
+        self._with_words = any(part.words is not None for part in parts)
         self._longest = max((int(np.diff(part.offsets).max(initial=1)) for part in parts), default=1)
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
@@ -78,12 +87,19 @@ class EncodedRows:
         return found
 
     def tokens(self, index: np.ndarray) -> Tokens:
-        """The rows padded to the longest of them, or up to 7 tokens more: ids and mask [B, T]."""
-        rows = [np.empty(0, np.int32)] * len(index)
+        """The rows padded to the longest of them, or up to 7 tokens more: ids, mask and, where read, words [B, T]."""
+        rows, words = ([np.empty(0, np.int32)] * len(index) for _ in range(2))
         for part, here, places in self._found(index):
             for number, place in zip(here, places, strict=True):
-                rows[number] = part.ids[part.offsets[place] : part.offsets[place + 1]]
-        return pad(rows, self.pad_id, self._longest)
+                row = slice(part.offsets[place], part.offsets[place + 1])
+                rows[number] = part.ids[row]
+                if part.words is not None:
+                    words[number] = part.words[row]
+        return pad(rows, self.pad_id, self._longest, words if self._with_words else None)
+
+    def same_ids(self, other: EncodedRows) -> bool:
+        """Whether both hold the same rows, and all the same ids for them."""
+        return len(self.parts) == len(other.parts) and all(map(EncodedPart.same_ids, self.parts, other.parts))
 
     def _found(self, index: np.ndarray) -> Iterator[tuple[EncodedPart, np.ndarray, np.ndarray]]:
         """Positions within ``index`` by part, and the places of their rows in it; KeyError on a row without tokens."""
@@ -99,22 +115,28 @@ class EncodedRows:
             yield part, here, places
 
 
-def pad(rows: list[np.ndarray], pad_id: int, at_most: int | None = None) -> Tokens:
-    """Rows of ids as one batch: ids [B, T] int64 and mask [B, T].
+def pad(
+    rows: list[np.ndarray], pad_id: int, at_most: int | None = None, words: list[np.ndarray] | None = None
+) -> Tokens:
+    """Rows of ids as one batch: ids [B, T] int64, mask [B, T] and, where given, words [B, T] int64, -1 on padding.
 
     Args:
         at_most: where given, T is rounded up to a multiple of 8 not beyond this: oneDNN keeps buffers for every
             shape that it has seen, and a memory that grows with the number of lengths is halved by it.
+        words: of the tokens of each row, as long as the row.
     """
     longest = max((1, *(len(row) for row in rows)))
     if at_most is not None:
         longest = max(longest, min(-(-longest // 8) * 8, at_most))
-    ids = np.full((len(rows), longest), pad_id, np.int64)
-    mask = np.zeros((len(rows), longest), bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
-        mask[number, : len(row)] = True
-    return Tokens(torch.from_numpy(ids), torch.from_numpy(mask))
+    mask = np.arange(longest) < np.fromiter(map(len, rows), np.int64, len(rows))[:, None]
+
+    def padded(values: list[np.ndarray], filling: int) -> torch.Tensor:
+        table = np.full(mask.shape, filling, np.int64)
+        for number, row in enumerate(values):
+            table[number, : len(row)] = row
+        return torch.from_numpy(table)
+
+    return Tokens(padded(rows, pad_id), torch.from_numpy(mask), None if words is None else padded(words, NO_WORD))
 
 
 def encoded(
@@ -124,16 +146,22 @@ def encoded(
     index: np.ndarray,
     store: Store,
     say: Callable[[str], None] = lambda _: None,
+    *,
+    words: bool = False,
 ) -> EncodedRows:
     """Encode the rows named by corpus-wide indices [N], each part an artifact of its own.
 
     Args:
         fingerprint: of the fitted tokenizer, from ``fitted``.
+        words: also read the word of each token, which is an artifact beside that of the ids.
+
+    Raises:
+        UserError: words asked of a tokenizer that does not give them.
     """
     parts = []
     for part, rows, _ in corpus.locate(index):
         rows = np.unique(rows)
-        parts.append(_encoded_part(tokenizer, fingerprint, corpus, part, rows, store, say))
+        parts.append(_encoded_part(tokenizer, fingerprint, corpus, part, rows, store, say, words))
     return EncodedRows(parts, tokenizer.pad_id)
 
 
@@ -145,6 +173,7 @@ def _encoded_part(
     rows: np.ndarray,
     store: Store,
     say: Callable[[str], None],
+    words: bool,
 ) -> EncodedPart:
     key = {
         "format": FORMAT,
@@ -167,5 +196,22 @@ def _encoded_part(
 
     folder = store.build("encoded", key, build, waiting=say)
     offsets = np.load(folder / "offsets.npy")
-    ids = np.memmap(folder / "ids.bin", np.int32, "r") if offsets[-1] else np.empty(0, np.int32)
-    return EncodedPart(part.start, rows, offsets, ids)
+    found = EncodedPart(part.start, rows, offsets, _flat_file(folder / "ids.bin"))
+    if not words:
+        return found
+    if not gives_words(tokenizer):
+        raise UserError(f"the {tokenizer.key()['tokenizer']} tokenizer does not say which word a token belongs to")
+
+    def build_words(folder: Path) -> None:
+        say(f"finding the words of {len(rows):,} rows of {part.name}")
+        with (folder / "words.bin").open("wb") as file:
+            for texts in part.take_texts(rows):
+                tokenizer.encode_with_words(texts)[2].tofile(file)
+
+    folder = store.build("words", {**key, "words": WORDS}, build_words, waiting=say)
+    return replace(found, words=_flat_file(folder / "words.bin"))
+
+
+def _flat_file(path: Path) -> np.ndarray:
+    """A file of int32, memory-mapped unless it is empty."""
+    return np.memmap(path, np.int32, "r") if path.stat().st_size else np.empty(0, np.int32)

@@ -3,6 +3,9 @@
 Every tokenizer answers ``encode(texts) -> (ids [sum of lengths] int32, lengths [N] int64)``: flat arrays, because
 lists of Python integers are walked by the garbage collector and slow a training loop down. Id 0 is padding, except
 in a pretrained vocabulary, which has its own.
+
+Those that know which characters a token comes from (``gives_words``) can also ``encode_with_words``, by which the
+tokens of two tokenizers are compared word by word.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -23,7 +26,9 @@ from kdresearch.hub import hub_name
 TRUNCATIONS = ("head", "tail", "head_tail")
 WORDS = r"\w+(?:['’]\w+)*|[^\w\s]"
 UNKNOWN = 1  # id of a word outside the vocabulary, where it is fitted here
+NO_WORD = -1  # of a token that belongs to no word
 Encoded = tuple[np.ndarray, np.ndarray]
+EncodedWords = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class TextTokenizer(Protocol):
@@ -44,6 +49,25 @@ class TextTokenizer(Protocol):
     def encode(self, texts: list[str]) -> Encoded: ...
 
     def save(self, folder: Path) -> None: ...
+
+
+class WordwiseTokenizer(TextTokenizer, Protocol):
+    """One that also says which word of the original text each token belongs to."""
+
+    def encode_with_words(self, texts: list[str]) -> EncodedWords:
+        """``encode``'s ids [sum of lengths] and lengths [N], and the number of each token's word, int32 like the ids.
+
+        Words are the matches of ``WORDS`` in the whole text as it was given, numbered from 0, whatever is cut off.
+        A token belongs to the first word that it shares a character with; special tokens, and those that stand for
+        space or for no text at all, are of ``NO_WORD``.
+        """
+
+
+def gives_words(tokenizer: TextTokenizer) -> TypeGuard[WordwiseTokenizer]:
+    """Whether a tokenizer can ``encode_with_words``."""
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer.backend is not None  # those written in Python keep no offsets
+    return hasattr(tokenizer, "encode_with_words")
 
 
 def cut(ids: np.ndarray, lengths: np.ndarray, max_length: int | None, truncation: str) -> Encoded:
@@ -75,14 +99,47 @@ def _flat(rows: Sequence[Sequence[int]]) -> Encoded:
     return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
 
+def _by_words() -> Any:
+    """What splits a text into its words (Rust, whose ``\\w`` holds combining marks, unlike that of Python's ``re``)."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+
+
+def words_of(texts: list[str], spans: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
+    """The word of each token [sum of lengths] int32, by the characters of its text that each comes from.
+
+    Args:
+        spans: per text, the first character of each token and the one after its last; equal where it has none.
+    """
+    split = _by_words()
+    # All texts end to end, so that a place names its text, too.
+    long = np.fromiter(map(len, texts), np.int64, len(texts))
+    base = np.cumsum(long) - long
+    words, counts = _places([[span for _, span in split.pre_tokenize_str(text)] for text in texts], base)
+    tokens, lengths = _places(spans, base)
+    first = np.searchsorted(words[:, 1], tokens[:, 0], side="right")  # the first word that ends after a token's start
+    within = (first < len(words)) & (tokens[:, 0] < tokens[:, 1])
+    within[within] = words[first[within], 0] < tokens[within, 1]
+    earlier = np.repeat(np.cumsum(counts) - counts, lengths)
+    return np.where(within, first - earlier, NO_WORD).astype(np.int32)
+
+
+def _places(spans: Sequence[Sequence[tuple[int, int]]], base: np.ndarray) -> Encoded:
+    """Spans of each text, shifted by its base [N]: starts and ends [sum of counts, 2], and counts [N]."""
+    counts = np.fromiter(map(len, spans), np.int64, len(spans))
+    flat = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int64, 2 * int(counts.sum()))
+    return flat.reshape(-1, 2) + np.repeat(base, counts)[:, None], counts
+
+
 def _word_level(lowercase: bool) -> Any:
     """An untrained word-level tokenizer (Rust)."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, models, normalizers
 
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = _by_words()
     tokenizer.encode_special_tokens = True  # a text that says "<pad>" holds no padding
     return tokenizer
 
@@ -147,8 +204,18 @@ class WordTokenizer:
         _train_words(self.words, texts, self.settings["size"], self.settings["min_count"])
 
     def encode(self, texts: list[str]) -> Encoded:
-        rows = [row.ids or [UNKNOWN] for row in self.words.encode_batch_fast(texts)]
-        return cut(*_flat(rows), self.max_length, self.truncation)
+        return cut(*self._ids_of(self.words.encode_batch_fast(texts)), self.max_length, self.truncation)
+
+    def encode_with_words(self, texts: list[str]) -> EncodedWords:
+        rows = self.words.encode_batch(texts)  # the fast one gives no offsets
+        ids, lengths = self._ids_of(rows)
+        words = words_of(texts, [row.offsets or [(0, 0)] for row in rows])
+        words, _ = cut(words, lengths, self.max_length, self.truncation)
+        return *cut(ids, lengths, self.max_length, self.truncation), words
+
+    @staticmethod
+    def _ids_of(rows: list[Any]) -> Encoded:
+        return _flat([row.ids or [UNKNOWN] for row in rows])
 
     def save(self, folder: Path) -> None:
         self.words.save(str(folder / "words.json"))
@@ -234,39 +301,66 @@ class NgramTokenizer:
 
     def encode(self, texts: list[str]) -> Encoded:
         names, rows = self._names(texts)
-        if self.hashed:
-            ids = (names % np.uint64(self.buckets)).astype(np.int64) + 1
-        else:
-            place = np.searchsorted(self.keys, names)
-            known = place < len(self.keys)
-            known[known] = self.keys[place[known]] == names[known]
-            ids, rows = place[known] + 1, rows[known]
+        ids = self._features(names)
+        ids, rows = ids[ids > 0], rows[ids > 0]
         flat = np.unique(rows * self.size + ids)  # each feature once per row, rows in order
         rows, ids = np.divmod(flat, self.size)
         return ids.astype(np.int32), np.bincount(rows, minlength=len(texts))
 
-    def _names(self, texts: list[str]) -> Encoded:
-        """64-bit names of the distinct n-grams of known words of each text, and the row of each."""
-        ids, lengths = cut(
-            *_flat([row.ids for row in self.words.encode_batch_fast(texts)]), self.max_length, self.truncation
-        )
-        row = np.repeat(np.arange(len(texts)), lengths)
+    def members(self, texts: Iterable[list[str]]) -> np.ndarray:
+        """The words that each feature consists of, found again in the texts that it was fitted on.
+
+        Returns:
+            ids of ``words`` [size, orders] int32, 0 from where an n-gram ends; all 0 where no text holds the feature.
+            Of n-grams that share a bucket, the first chunk's shortest.
+        """
+        found = np.zeros((self.size, self.orders), np.int32)
+        for chunk in texts:
+            ids, lengths = self._read(chunk)
+            for order, (names, starts) in enumerate(self._ngrams(ids, lengths), 1):
+                feature, first = np.unique(self._features(names), return_index=True)
+                new = found[feature, 0] == 0
+                new[feature == 0] = False
+                feature, first = feature[new], starts[first[new]]
+                found[feature, :order] = ids[first[:, None] + np.arange(order)]
+        return found
+
+    def _read(self, texts: list[str]) -> Encoded:
+        """The ids of the words of each text, flat, and how many."""
+        rows = self.words.encode_batch_fast(texts)
+        return cut(*_flat([row.ids for row in rows]), self.max_length, self.truncation)
+
+    def _features(self, names: np.ndarray) -> np.ndarray:
+        """The feature of each n-gram's name; 0 where there is none."""
+        if self.hashed:
+            return (names % np.uint64(self.buckets)).astype(np.int64) + 1
+        place = np.searchsorted(self.keys, names)
+        known = place < len(self.keys)
+        known[known] = self.keys[place[known]] == names[known]
+        return np.where(known, place + 1, 0)
+
+    def _ngrams(self, ids: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """From order 1 on: the 64-bit names of the n-grams of known words, and where in ``ids`` each starts."""
         left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(ids))  # tokens from here to the row's end
         word, known = ids.astype(np.uint64), ids != UNKNOWN
         name, whole = np.zeros(len(ids), np.uint64), np.ones(len(ids), bool)
-        names, rows = [], []
         for order in range(1, self.orders + 1):
             # Of the n-gram that starts at each position: its name, and whether all its words are known.
             name, whole = _mix(name[: len(word)] + word), whole[: len(word)] & known
-            valid = whole & (left[: len(word)] >= order)
-            names.append(name[valid])
-            rows.append(row[: len(word)][valid])
+            starts = np.flatnonzero(whole & (left[: len(word)] >= order))
+            yield name[starts], starts
             word, known = word[1:], known[1:]
             if not len(word):
                 break
-        all_names, all_rows = np.concatenate(names), np.concatenate(rows)
-        order_ = np.lexsort((all_names, all_rows))
-        all_names, all_rows = all_names[order_], all_rows[order_]
+
+    def _names(self, texts: list[str]) -> Encoded:
+        """64-bit names of the distinct n-grams of known words of each text, and the row of each."""
+        ids, lengths = self._read(texts)
+        row = np.repeat(np.arange(len(texts)), lengths)
+        ngrams = [(names, row[starts]) for names, starts in self._ngrams(ids, lengths)]
+        all_names, all_rows = (np.concatenate(side) for side in zip(*ngrams, strict=True))
+        order = np.lexsort((all_names, all_rows))
+        all_names, all_rows = all_names[order], all_rows[order]
         first = np.ones(len(all_names), bool)
         first[1:] = (all_names[1:] != all_names[:-1]) | (all_rows[1:] != all_rows[:-1])
         return all_names[first], all_rows[first]
@@ -415,8 +509,13 @@ class PretrainedTokenizer:
     def size(self) -> int:
         return len(self.tokenizer)
 
+    @property
+    def backend(self) -> Any:
+        """The tokenizer in Rust, or None for one that is written in Python."""
+        return getattr(self.tokenizer, "backend_tokenizer", None)
+
     def key(self) -> dict[str, Any]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        backend = self.backend
         content = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return {"tokenizer": "pretrained", "content": hashlib.sha256(content.encode()).hexdigest(), **self.settings}
 
@@ -424,20 +523,30 @@ class PretrainedTokenizer:
         """Nothing: its vocabulary came with it."""
 
     def encode(self, texts: list[str]) -> Encoded:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            rows = [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if self.backend is not None:
+            rows = [row.ids for row in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
         else:
             rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        room = None if self.max_length is None else self.max_length - len(self.prefix) - len(self.suffix)
-        ids, lengths = cut(*_flat(rows), room, self.truncation)
+        return self._framed(*_flat(rows), self.prefix, self.suffix)
+
+    def encode_with_words(self, texts: list[str]) -> EncodedWords:
+        rows = self.backend.encode_batch(texts, add_special_tokens=False)  # the fast one gives no offsets
+        ids, lengths = _flat([row.ids for row in rows])
+        words = words_of(texts, [row.offsets for row in rows])
+        of_none = (np.full_like(side, NO_WORD) for side in (self.prefix, self.suffix))
+        words, _ = self._framed(words, lengths, *of_none)
+        return *self._framed(ids, lengths, self.prefix, self.suffix), words
+
+    def _framed(self, ids: np.ndarray, lengths: np.ndarray, prefix: np.ndarray, suffix: np.ndarray) -> Encoded:
+        """Rows of flat ids cut to the room that is left, each between what comes before and after."""
+        around = len(prefix) + len(suffix)
+        ids, lengths = cut(ids, lengths, None if self.max_length is None else self.max_length - around, self.truncation)
         ends = np.cumsum(lengths)
         # Row after row, prefix before suffix: what shares a place is inserted in this order.
         sides = np.stack([ends - lengths, ends], axis=1)
-        places = np.repeat(sides.ravel(), np.tile([len(self.prefix), len(self.suffix)], len(lengths)))
-        extra = np.tile(np.concatenate([self.prefix, self.suffix]), len(lengths))
-        whole: np.ndarray = np.insert(ids, places, extra)
-        return whole, lengths + len(self.prefix) + len(self.suffix)
+        places = np.repeat(sides.ravel(), np.tile([len(prefix), len(suffix)], len(lengths)))
+        whole: np.ndarray = np.insert(ids, places, np.tile(np.concatenate([prefix, suffix]), len(lengths)))
+        return whole, lengths + around
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
@@ -447,10 +556,9 @@ class PretrainedTokenizer:
 
         self.tokenizer = AutoTokenizer.from_pretrained(hub_name(folder, "tokenizer_config.json"))
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # a tokenizer.json may carry fixed padding and truncation of its own
-            backend.no_padding()
-            backend.no_truncation()
+        if self.backend is not None:  # a tokenizer.json may carry fixed padding and truncation of its own
+            self.backend.no_padding()
+            self.backend.no_truncation()
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("a")["input_ids"]
         start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)

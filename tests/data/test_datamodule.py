@@ -14,15 +14,17 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from kdresearch.artifacts import Store
 from kdresearch.data.corpus import Row
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.encoding import fitted
-from kdresearch.data.tokenizers import NgramTokenizer, WordTokenizer
+from kdresearch.data.tokenizers import UNKNOWN, NgramTokenizer, PretrainedTokenizer, WordTokenizer
 from kdresearch.models.ngram import NgramBag
 from kdresearch.strategies.supervised import SupervisedDistiller
-from kdresearch.structures import UNLABELLED, Batch
+from kdresearch.structures import UNLABELLED, Batch, Tokens
 
 TRAIN, TEST = 75, 21
 
@@ -109,7 +111,7 @@ def test_batches_carry_the_rows_of_their_index(tmp_path: Path) -> None:
         for batch in read:
             assert batch.teacher is None and batch.index.dtype == batch.label.dtype == torch.int64
             assert batch.label.tolist() == data.labels[batch.index.numpy()].tolist()
-            for text, ids, mask in zip(next(data.corpus.texts(batch.index.numpy())), *batch.student, strict=True):
+            for text, ids, mask in zip(next(data.corpus.texts(batch.index.numpy())), *batch.student[:2], strict=True):
                 assert ids[mask].tolist() == data.tokenizer.encode([text])[0].tolist()
     labels = torch.cat([batch.label for batch in data.train_dataloader()])
     assert (labels == UNLABELLED).sum() == len(data.split.transfer) == 9
@@ -123,9 +125,95 @@ def test_the_teachers_own_tokens_come_beside_the_students(tmp_path: Path) -> Non
     data.teacher_rows = data.read_by(tokenizer, name)
     for batch in data.val_dataloader():
         texts = next(data.corpus.texts(batch.index.numpy()))
-        assert [ids[mask].tolist() for ids, mask in zip(*batch.teacher, strict=True)] == [
+        assert [ids[mask].tolist() for ids, mask in zip(*batch.teacher[:2], strict=True)] == [
             tokenizer.encode([text])[0].tolist() for text in texts
         ]
+
+
+def spelling(folder: Path) -> PretrainedTokenizer:
+    """Reads letter by letter, the spaces too."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(str(folder))
+    return PretrainedTokenizer(path=folder)
+
+
+def read_teacher(data: TextDataModule, tokenizer: Any, token_level: bool = True) -> TextDataModule:
+    name = fitted(tokenizer, data.corpus, data.split.trained, data.store)
+    data.read_teacher(tokenizer, name, token_level=token_level)
+    return data
+
+
+def all_batches(data: TextDataModule) -> list[Batch]:
+    return [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader(), *data.training_batches()]
+
+
+def spelt(ids: torch.Tensor, words: torch.Tensor) -> list[str]:
+    """The words of a row that was read letter by letter."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return ["".join(letters[i] for i in ids[words == number]) for number in range(int(words.max()) + 1)]
+
+
+def test_tokens_of_both_sides_name_the_words_of_the_text(tmp_path: Path) -> None:
+    data = data_of(tmp_path, transfer="unlabelled")
+    assert data.reading == "apart"  # there is no teacher yet
+    before = all_batches(data)
+    read_teacher(data, spelling(tmp_path / "spelling"))
+    assert data.reading == "words"
+    after = all_batches(data)
+    assert batches_equal(before, after) and all(batch.student.words is None for batch in before)
+    for batch in after:
+        for row, text in enumerate(next(data.corpus.texts(batch.index.numpy()))):
+            own, other = (Tokens(*(each[row] for each in side)) for side in batch[2:])
+            assert own.words[own.mask].tolist() == list(range(len(text.split()))) and (own.words[~own.mask] == -1).all()
+            assert spelt(other.ids, other.words) == text.split() and (other.words[~other.mask] == -1).all()
+
+
+@pytest.mark.parametrize("other", [{"size": 29999}, {"max_length": 12}])
+def test_a_teacher_that_gives_every_row_the_same_ids_reads_the_same(tmp_path: Path, other: dict[str, int]) -> None:
+    data = read_teacher(data_of(tmp_path), WordTokenizer(min_count=1, **other))
+    assert data.reading == "same" and data.teacher_rows is not data.student_rows
+    for batch in all_batches(data):
+        assert torch.equal(batch.student.ids, batch.teacher.ids) and batch.student.words is batch.teacher.words is None
+    assert not list(data.store.artifacts("words"))
+
+
+@pytest.mark.parametrize("other", [{"max_length": 11}, {"min_count": 2}, {"truncation": "tail", "max_length": 5}])
+def test_one_other_length_or_id_is_another_reading(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Texts have at most 12 words, each one of its own."""
+    data = read_teacher(data_of(tmp_path), WordTokenizer(**{"min_count": 1} | other))
+    assert data.reading == "words"
+    for batch in all_batches(data):
+        known = batch.teacher.mask & (batch.teacher.ids > UNKNOWN)
+        theirs = batch.student.ids.gather(1, batch.teacher.words.clamp(min=0))  # whose n-th token is the n-th word
+        assert known.any() and torch.equal(theirs[known], batch.teacher.ids[known])
+
+
+def test_tokens_that_cannot_be_compared_or_need_not_be_are_apart(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    student = data.student_rows
+    for tokenizer, token_level in [(NgramTokenizer(min_count=1), True), (spelling(tmp_path / "spelling"), False)]:
+        read_teacher(data, tokenizer, token_level)
+        assert data.reading == "apart" and data.student_rows.same_ids(student)
+        assert all(batch.student.words is batch.teacher.words is None for batch in all_batches(data))
+    assert not list(data.store.artifacts("words"))
+    ngrams = data_of(tmp_path, tokenizer=NgramTokenizer(min_count=1))
+    assert read_teacher(ngrams, WordTokenizer(min_count=1)).reading == "apart"
+    assert read_teacher(ngrams, NgramTokenizer(min_count=1)).reading == "same"
+
+
+def test_the_last_teacher_read_is_the_one_that_counts(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    for tokenizer, reading in [
+        (spelling(tmp_path / "spelling"), "words"),
+        (WordTokenizer(min_count=1), "same"),
+        (WordTokenizer(min_count=2), "words"),
+        (NgramTokenizer(min_count=1), "apart"),
+    ]:
+        assert read_teacher(data, tokenizer).reading == reading
+        batch = next(iter(data.test_dataloader()))
+        assert (batch.student.words is not None) == (batch.teacher.words is not None) == (reading == "words")
 
 
 def test_repeats_come_without_a_label(tmp_path: Path) -> None:

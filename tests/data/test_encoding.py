@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdresearch.artifacts import Store
 from kdresearch.data.corpus import Corpus, Row, load
 from kdresearch.data.encoding import EncodedRows, encoded, fitted, pad, rows_digest
 from kdresearch.data.tokenizers import NgramTokenizer, WordTokenizer
+from kdresearch.errors import UserError
 
 
 class Numbers:
@@ -43,6 +45,10 @@ class Counted(WordTokenizer):
     def encode(self, texts: list[str]) -> Any:
         self.texts_encoded += len(texts)
         return super().encode(texts)
+
+    def encode_with_words(self, texts: list[str]) -> Any:
+        self.texts_encoded += len(texts)
+        return super().encode_with_words(texts)
 
 
 @pytest.fixture
@@ -146,6 +152,74 @@ def test_rows_without_features_are_padding_alone(corpus: Corpus, store: Store) -
     assert tokens.mask.sum(1).tolist() == [0, 6, 0] and not tokens.ids[0].any()
     alone = encoded(tokenizer, name, corpus, np.arange(5020, 5060), store).tokens(np.array([5022]))
     assert alone.ids.tolist() == [[0]] and alone.mask.tolist() == [[False]]
+
+
+def kept(store: Store) -> dict[str, list[str]]:
+    """Every artifact with its files."""
+    return {f"{each.kind}/{each.path.name} {each.created}": sorted(each.files) for each in store.artifacts()}
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+def test_words_lie_beside_the_ids_row_by_row(corpus: Corpus, store: Store, truncation: str) -> None:
+    tokenizer = WordTokenizer(min_count=1, max_length=4, truncation=truncation)
+    name = fitted(tokenizer, corpus, np.arange(100), store)
+    found = encoded(tokenizer, name, corpus, np.arange(len(corpus)), store, words=True)
+    random = np.random.default_rng(0)
+    for index in (random.choice(len(corpus), 50), np.array([8, 5019, 0, 5020, 5089])):
+        check(found, tokenizer, corpus, index)
+        tokens = found.tokens(index)
+        assert tokens.words is not None and tokens.words.dtype == torch.int64
+        assert tokens.words.shape == tokens.ids.shape and (tokens.words[~tokens.mask] == -1).all()
+        for text, words, mask in zip(texts_of(corpus, index), tokens.words, tokens.mask, strict=True):
+            places = list(range(len(text.split())))
+            cut = {"head": places[:4], "tail": places[-4:], "head_tail": places[:2] + places[-2:]}[truncation]
+            assert words[mask].tolist() == (cut if len(places) > 4 else places)
+
+
+def test_words_are_kept_once_and_leave_the_encodings_alone(corpus: Corpus, store: Store) -> None:
+    tokenizer, index, said = Counted(min_count=1), np.array([17, 3, 5025, 5070]), []
+    name = fitted(tokenizer, corpus, np.arange(100), store)
+    plain = encoded(tokenizer, name, corpus, index, store)
+    before = kept(store)
+    assert tokenizer.texts_encoded == 4 and plain.tokens(index).words is None
+    worded = encoded(tokenizer, name, corpus, index, store, said.append, words=True)
+    assert tokenizer.texts_encoded == 8 and said[0] == "finding the words of 2 rows of train" and len(said) == 3
+    after = kept(store)
+    assert {name: after[name] for name in before} == before
+    assert [files for name, files in after.items() if name not in before] == [["words.bin"]] * 3
+    assert worded.same_ids(plain) and plain.same_ids(worded)
+    again = encoded(tokenizer, name, corpus, index, store, said.append, words=True)
+    assert torch.equal(again.tokens(index).words, worded.tokens(index).words)
+    assert encoded(tokenizer, name, corpus, index, store, said.append).tokens(index).words is None
+    assert tokenizer.texts_encoded == 8 and len(said) == 3 and kept(store) == after
+
+
+def test_words_that_a_tokenizer_does_not_give_are_refused(corpus: Corpus, store: Store) -> None:
+    tokenizer = NgramTokenizer(min_count=1)
+    name = fitted(tokenizer, corpus, np.arange(5), store)
+    with pytest.raises(UserError, match="the ngram tokenizer does not say which word a token belongs to"):
+        encoded(tokenizer, name, corpus, np.arange(5), store, words=True)
+
+
+def test_the_same_ids_are_those_of_the_same_rows(corpus: Corpus, store: Store) -> None:
+    def read(index: np.ndarray, **options: Any) -> EncodedRows:
+        tokenizer = WordTokenizer(**{"min_count": 1} | options)
+        return encoded(tokenizer, fitted(tokenizer, corpus, np.arange(100), store), corpus, index, store)
+
+    index = np.array([1, 2, 3, 5025])
+    rows = read(index)
+    assert rows.same_ids(read(index, size=20000)) and rows.same_ids(read(index, max_length=8))  # of at most 6 words
+    others = [read(index[:-1]), read(np.array([1, 2, 4, 5025])), read(np.array([1, 2, 3, 5026]))]
+    others += [read(index, max_length=3), read(index, size=50)]
+    others += [read(np.array([1, 2, 3 + 873, 5025]))]  # whose text is that of row 3
+    assert len(set(texts_of(corpus, np.array([3, 3 + 873])))) == 1
+    assert not any(rows.same_ids(other) or other.same_ids(rows) for other in others)
+
+
+def test_words_are_padded_with_none() -> None:
+    tokens = pad([np.array([4, 5]), np.array([], int)], 9, words=[np.array([0, 3]), np.array([], int)])
+    assert tokens.words is not None and tokens.words.tolist() == [[0, 3], [-1, -1]]
+    assert tokens.ids.tolist() == [[4, 5], [9, 9]] and pad([np.array([4])], 9).words is None
 
 
 def test_padding_takes_its_own_id() -> None:

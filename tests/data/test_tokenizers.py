@@ -20,6 +20,7 @@ from kdresearch.data.tokenizers import (
     TorchtextTokenizer,
     WordTokenizer,
     cut,
+    gives_words,
 )
 from kdresearch.errors import UserError
 
@@ -357,6 +358,9 @@ def test_saved_and_loaded_it_reads_the_same(tmp_path: Path, kind: str) -> None:
     again.load(saved)
     assert again.size == tokenizer.size and again.key() == tokenizer.key()
     assert rows(again.encode(ODD)) == rows(tokenizer.encode(ODD))
+    assert gives_words(again) == gives_words(tokenizer) == (kind in ("word", "pretrained"))
+    if gives_words(again) and gives_words(tokenizer):
+        assert np.array_equal(again.encode_with_words(ODD)[2], tokenizer.encode_with_words(ODD)[2])
     json.dumps(tokenizer.key())
     assert len({json.dumps(make(**options).key()) for options in ({}, {"max_length": 8}, {"truncation": "tail"})}) == 3
 
@@ -382,3 +386,31 @@ def test_another_vocabulary_is_another_key(tmp_path: Path) -> None:
     same = PretrainedTokenizer(path=pretrained_folder(tmp_path / "b"))
     (tmp_path / "b" / "tokenizer.json").write_text(content)
     assert same.key() == first.key() != PretrainedTokenizer(path=tmp_path / "b").key()
+
+
+@pytest.mark.parametrize("orders", [1, 2, 4])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_the_words_of_a_feature_are_found_again_in_the_texts(orders: int, hashed: bool) -> None:
+    texts = [*random_texts(60), "", "w0"]
+    tokenizer = fit_ngrams(texts, orders=orders, hashed=hashed, size=1 << 20 if hashed else 500, max_length=12)
+    vocabulary = {number: word for word, number in tokenizer.words.get_vocab().items()}
+    members = tokenizer.members(chunked(texts))
+    assert members.shape == (tokenizer.size, orders) and members.dtype == np.int32
+    assert members[0].tolist() == [0] * orders  # padding
+    seen = {number for row in rows(tokenizer.encode(texts)) for number in row}
+    assert set(np.flatnonzero(members[:, 0]).tolist()) == seen
+    for number in seen:
+        words = [vocabulary[int(word)] for word in members[number] if word]
+        whole, *parts = rows(tokenizer.encode([" ".join(each) for each in (words, words[:-1], words[1:])]))
+        assert number in set(whole).difference(*parts)  # it needs all of them
+    assert len({tuple(row) for row in members[sorted(seen)].tolist()}) == len(seen)
+
+
+def test_a_shared_bucket_has_the_words_of_one_of_its_ngrams() -> None:
+    tokenizer = fit_ngrams(["a b c d e f g"], orders=2, hashed=True, size=3, min_count=1)
+    vocabulary = {number: word for word, number in tokenizer.words.get_vocab().items()}
+    members = tokenizer.members([["a b c"], ["d e f g"]])
+    for bucket in np.flatnonzero(members[:, 0]):
+        ngram = " ".join(vocabulary[int(word)] for word in members[bucket] if word)
+        assert bucket in rows(tokenizer.encode([ngram]))[0]
+    assert not tokenizer.members([]).any()
