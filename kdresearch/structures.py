@@ -19,9 +19,12 @@ class Tokens(NamedTuple):
 
     ids: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool, True on real tokens
+    words: Tensor | None = None  # [B, T] int64: the word of the text that a token belongs to, -1 for none
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tokens:
-        return Tokens(self.ids.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
+        words = self.words if self.words is None else self.words.to(device, non_blocking=non_blocking)
+        ids, mask = (each.to(device, non_blocking=non_blocking) for each in (self.ids, self.mask))
+        return Tokens(ids, mask, words)
 
 
 class Batch(NamedTuple):
@@ -33,6 +36,16 @@ class Batch(NamedTuple):
     teacher: Tokens | None = None
 
 
+class Reading(NamedTuple):
+    """How the tokens of the two sides correspond."""
+
+    kind: str = "same"  # the same tokens; words: others of the same words, told by Tokens.words; apart: no telling
+    why: str = ""  # where they are apart
+
+
+SAME = Reading()
+
+
 class Outputs(NamedTuple):
     """What a model gives; a field that was not asked for is None."""
 
@@ -40,10 +53,19 @@ class Outputs(NamedTuple):
     pooled: Tensor | None = None  # [B, D]: the vector that the classifier reads
     hidden: tuple[Tensor, ...] | None = None  # depth + 1 times [B, T, D], embeddings first
     attention: tuple[Tensor, ...] | None = None  # per layer [B, H, T, T]; attention pooling gives one [B, 1, 1, T]
-    mask: Tensor | None = None  # [B, T] bool, of the tokens that hidden and attention speak of
+    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...] | None = None  # per layer, each [B, T, D], heads side by side
+    embeddings: Tensor | None = None  # [B, T, E]: what the logits are computed from, twice differentiable
+    sensitivity: Tensor | None = None  # [B, T, E]: d(logit of the predicted class) / d(embeddings), of a teacher
+    members: tuple[Outputs, ...] | None = None  # of an ensemble, each member's own
+    mask: Tensor | None = None  # [B, T] bool, of the tokens that the token-level fields speak of
 
 
-FIELDS = frozenset({"logits", "pooled", "hidden", "attention"})
+FIELDS = frozenset({"logits", "pooled", "hidden", "attention", "qkv", "embeddings"})
+"""What a model may give."""
+
+RECORDED = frozenset({"logits", "pooled"})
+"""What is kept of a teacher that is recorded; everything else takes a live one."""
+
 LOGITS = frozenset({"logits"})
 
 
@@ -55,6 +77,7 @@ class Model(Protocol):
     width: int  # D of pooled, and of hidden where it is provided
     depth: int  # layers: hidden has depth + 1 entries
     heads: int  # 0 without attention
+    embedding_width: int  # E of embeddings and of hidden[0]; 0 where neither is provided
     config: dict[str, Any]  # plain constructor arguments, enough to build it again
 
     def __call__(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs: ...
@@ -72,6 +95,8 @@ class Teacher(Protocol):
     def depth(self) -> int: ...
     @property
     def heads(self) -> int: ...
+    @property
+    def embedding_width(self) -> int: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
+from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.models.embedding import PADDING, copy_vectors
 from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
 
@@ -21,8 +23,9 @@ class BiLSTM(nn.Module):
     own last token. It runs as two unidirectional LSTMs, the second on reversed rows, because training on packed
     sequences takes O(T²) time on a CPU and cannot be exported.
 
-    Shapes: ``width`` is 2·hidden_dim, of ``pooled`` and of every layer's states, but ``hidden[0]``, the embeddings,
-    is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is the attention.
+    Shapes: ``width`` is 2·hidden_dim, of ``pooled`` and of every layer's states, but ``hidden[0]``, which is also
+    ``embeddings``, is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is the
+    attention.
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
@@ -66,7 +69,8 @@ class BiLSTM(nn.Module):
         self.width = 2 * hidden_dim
         self.depth = layers
         self.heads = int(pooling == "attention")
-        self.provides = LOGITS | {"pooled", "hidden"} | ({"attention"} if self.heads else set())
+        self.embedding_width = embedding_dim
+        self.provides = LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if self.heads else set())
 
         inputs = [embedding_dim] + [self.width] * (layers - 1)
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PADDING)
@@ -90,25 +94,30 @@ class BiLSTM(nn.Module):
         """
         check_needs(self, needs)
         mask = tokens.mask
-        hidden = self._read(tokens)
-        attention = self._attend(hidden[-1], mask) if needs - {"hidden"} and self.heads else None
+        words = self.embedding(tokens.ids).masked_fill(~mask[..., None], 0.0)
+        if "embeddings" in needs:
+            words = tracked(words)
+        with twice_differentiable() if "embeddings" in needs else nullcontext():
+            hidden = self._read(words, mask)
+        attention = self._attend(hidden[-1], mask) if needs - {"hidden", "embeddings"} and self.heads else None
         pooled = self._pool(hidden[-1], mask, attention) if needs & {"logits", "pooled"} else None
         return Outputs(
             logits=self.classifier(self.dropout(pooled)) if "logits" in needs else None,
             pooled=pooled if "pooled" in needs else None,
             hidden=hidden if "hidden" in needs else None,
             attention=(attention[:, None, None],) if "attention" in needs and attention is not None else None,
+            embeddings=words if "embeddings" in needs else None,
             mask=mask,
         )
 
-    def _read(self, tokens: Tokens) -> tuple[Tensor, ...]:
+    def _read(self, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """The embeddings [B, T, E] and each layer's states [B, T, 2H], zero on padding."""
-        padding = ~tokens.mask[..., None]
-        step = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-        length = tokens.mask.sum(1, keepdim=True)
+        padding = ~mask[..., None]
+        step = torch.arange(mask.shape[1], device=mask.device)
+        length = mask.sum(1, keepdim=True)
         mirror = torch.where(step < length, length - 1 - step, step)[..., None]  # its own inverse; padding stays put
 
-        hidden = [self.embedding(tokens.ids).masked_fill(padding, 0.0)]
+        hidden = [words]
         for rightward, leftward in zip(self.rightward, self.leftward, strict=True):
             inputs = self.dropout(hidden[-1])
             right, _ = rightward(inputs)

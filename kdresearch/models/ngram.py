@@ -29,7 +29,7 @@ class NgramLinear(nn.Module):
     """
 
     provides = LOGITS
-    width = depth = heads = 0
+    width = depth = heads = embedding_width = 0
 
     def __init__(self, vocabulary: int, classes: int, *, weighting: str = "nb", smoothing: float = 1.0) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class NgramBag(nn.Module):
     """
 
     provides = frozenset({"logits", "pooled"})
-    depth = heads = 0
+    depth = heads = embedding_width = 0
 
     def __init__(self, vocabulary: int, classes: int, *, embedding_dim: int = 32, dropout: float = 0.1) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdresearch.errors import UserError
+from kdresearch.models.differentiation import tracked
 from kdresearch.models.embedding import PADDING, copy_vectors
 from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
 
@@ -34,7 +35,7 @@ class TextCNN(nn.Module):
 
     depth = 0
     heads = 0
-    provides = LOGITS | {"pooled"}
+    provides = LOGITS | {"pooled", "embeddings"}
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class TextCNN(nn.Module):
         }
         self.kernel_sizes = sizes
         self.width = channels * len(sizes)
+        self.embedding_width = embedding_dim
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PADDING)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_dim, channels, size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
@@ -75,18 +77,21 @@ class TextCNN(nn.Module):
         Raises ValueError where ``needs`` names what the model does not provide.
         """
         check_needs(self, needs)
-        pooled = self._pool(tokens)
+        words = self.embedding(tokens.ids).masked_fill(~tokens.mask[..., None], 0.0)
+        if "embeddings" in needs:
+            words = tracked(words)
+        pooled = self._pool(words, tokens.mask)
         return Outputs(
             logits=self.classifier(self.dropout(pooled)) if "logits" in needs else None,
             pooled=pooled if "pooled" in needs else None,
+            embeddings=words if "embeddings" in needs else None,
             mask=tokens.mask,
         )
 
-    def _pool(self, tokens: Tokens) -> Tensor:
+    def _pool(self, words: Tensor, mask: Tensor) -> Tensor:
         """The highest answer of each filter, no lower than zero: [B, channels x number of kernel sizes]."""
-        words = self.embedding(tokens.ids).masked_fill(~tokens.mask[..., None], 0.0).transpose(1, 2)
-        words = pad(words, (0, max(self.kernel_sizes) - 1))  # so that the shortest row has a window
-        length = tokens.mask.sum(1, keepdim=True)
+        words = pad(words.transpose(1, 2), (0, max(self.kernel_sizes) - 1))  # so that the shortest row has a window
+        length = mask.sum(1, keepdim=True)
         pooled = []
         for size, convolution in zip(self.kernel_sizes, self.convolutions, strict=True):
             answers = convolution(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import hub_name
+from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.structures import FIELDS, LOGITS, Outputs, Tokens, check_needs
 
 POOLINGS = ("mean", "first")
 _POOLED = frozenset({"albert", "bert", "camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
+_QKV = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))  # BERT's kin, DistilBERT, MPNet
 
 
 class Transformer(nn.Module):
     """An encoder, a pooled vector and a linear classifier.
+
+    It provides ``qkv`` where the linear maps to queries, keys and values are found in each layer: BERT and its kin,
+    DistilBERT, MPNet.
 
     Args:
         classes: C.
@@ -31,8 +37,6 @@ class Transformer(nn.Module):
     Raises:
         UserError: neither or both of path and architecture, an unknown pooling or architecture.
     """
-
-    provides = FIELDS
 
     def __init__(
         self,
@@ -68,9 +72,10 @@ class Transformer(nn.Module):
                 self.encoder = AutoModel.from_config(known, **_without_pooler(known))  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
-        self.width = int(self.encoder.config.hidden_size)
+        self.width = self.embedding_width = int(self.encoder.config.hidden_size)
         self.depth = int(self.encoder.config.num_hidden_layers)
         self.heads = int(self.encoder.config.num_attention_heads)
+        self.provides = FIELDS - (set() if _projections(self.encoder) else {"qkv"})
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.width, classes)
@@ -86,26 +91,25 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         check_needs(self, needs)
-        hidden, last, attention = encode(self.encoder, tokens, needs)
-        pooled = _pool(last, tokens.mask, self.pooling) if needs & {"logits", "pooled"} else None
+        answer, fields = _run(self.encoder, tokens, needs)
+        pooled = _pool(answer.last_hidden_state, tokens.mask, self.pooling) if needs & {"logits", "pooled"} else None
         return Outputs(
             logits=self.classifier(self.dropout(pooled)) if "logits" in needs else None,
             pooled=pooled if "pooled" in needs else None,
-            hidden=hidden,
-            attention=attention,
             mask=tokens.mask,
+            **fields,
         )
 
 
 class HubClassifier(nn.Module):
     """Any Hugging Face sequence classifier with its own head: a teacher that others fine-tuned.
 
+    It provides ``qkv`` for the same architectures as ``Transformer``.
+
     Args:
         path: a folder or hub id.
         architecture: a configuration, to build it without weights (they come with the package).
     """
-
-    provides = FIELDS - {"pooled"}
 
     def __init__(self, *, path: str | Path | None = None, architecture: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -117,9 +121,10 @@ class HubClassifier(nn.Module):
             known = AutoConfig.for_model(**(architecture or {}))
             self.model = AutoModelForSequenceClassification.from_config(known)  # type: ignore[no-untyped-call]
         configuration = self.model.config
-        self.width = int(configuration.hidden_size)
+        self.width = self.embedding_width = int(configuration.hidden_size)
         self.depth = int(configuration.num_hidden_layers)
         self.heads = int(configuration.num_attention_heads)
+        self.provides = FIELDS - {"pooled"} - (set() if _projections(self.model) else {"qkv"})
         self.classes = tuple(str(configuration.id2label[number]) for number in range(configuration.num_labels))
         self.config: dict[str, Any] = {
             "architecture": configuration.to_diff_dict() | {"model_type": configuration.model_type}
@@ -127,36 +132,55 @@ class HubClassifier(nn.Module):
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         check_needs(self, needs)
-        if "attention" in needs:
-            _eager(self.model)
-        answer = self.model(
+        answer, fields = _run(self.model, tokens, needs)
+        return Outputs(logits=answer.logits if "logits" in needs else None, mask=tokens.mask, **fields)
+
+
+def _run(model: Any, tokens: Tokens, needs: frozenset[str]) -> tuple[Any, dict[str, Any]]:
+    """The answer of a Hugging Face model, and those fields of Outputs that are read off its inside."""
+    if "attention" in needs:
+        _eager(model)
+    queries, keys, values = qkv = [], [], []  # type: tuple[list[Tensor], list[Tensor], list[Tensor]]
+    with ExitStack() as hooks:
+        if "embeddings" in needs:
+            hooks.enter_context(twice_differentiable())
+            # The word vectors already: what is made of them, hidden_states[0], then has a gradient, frozen or not.
+            hooks.enter_context(model.get_input_embeddings().register_forward_hook(lambda *call: tracked(call[-1])))
+        if "qkv" in needs:
+            for given, modules in zip(qkv, _projections(model), strict=True):
+                for module in modules:
+                    hooks.enter_context(module.register_forward_hook(lambda *call, given=given: given.append(call[-1])))
+        answer = model(
             input_ids=tokens.ids,
             attention_mask=tokens.mask.long(),
-            output_hidden_states="hidden" in needs,
+            output_hidden_states=bool(needs & {"hidden", "embeddings"}),
             output_attentions="attention" in needs,
         )
-        return Outputs(
-            logits=answer.logits if "logits" in needs else None,
-            hidden=tuple(answer.hidden_states) if "hidden" in needs else None,
-            attention=tuple(answer.attentions) if "attention" in needs else None,
-            mask=tokens.mask,
-        )
+    return answer, {
+        "hidden": tuple(answer.hidden_states) if "hidden" in needs else None,
+        "attention": tuple(answer.attentions) if "attention" in needs else None,
+        "qkv": tuple(zip(queries, keys, values, strict=True)) if "qkv" in needs else None,
+        "embeddings": answer.hidden_states[0] if "embeddings" in needs else None,
+    }
 
 
-def encode(
-    encoder: nn.Module, tokens: Tokens, needs: frozenset[str]
-) -> tuple[tuple[Tensor, ...] | None, Tensor, tuple[Tensor, ...] | None]:
-    """Run an encoder: hidden states (depth + 1) or None, the last [B, T, D], attention maps (depth) or None."""
-    if "attention" in needs:
-        _eager(encoder)
-    answer = encoder(
-        input_ids=tokens.ids,
-        attention_mask=tokens.mask.long(),
-        output_hidden_states="hidden" in needs,
-        output_attentions="attention" in needs,
-    )
-    hidden = tuple(answer.hidden_states) if "hidden" in needs else None
-    return hidden, answer.last_hidden_state, tuple(answer.attentions) if "attention" in needs else None
+def _projections(model: Any) -> list[list[nn.Module]]:
+    """The linear maps of every layer to queries, to keys and to values; empty where they are not as expected.
+
+    Found by name, and as many as layers; ALBERT has one layer per group, run again and again.
+    """
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    layers = getattr(model.config, "num_hidden_groups", layers)
+    linear = [(path.rpartition(".")[2], module) for path, module in model.named_modules() if _maps_to(module, width)]
+    for names in _QKV:
+        found = [[module for own, module in linear if own == name] for name in names]
+        if all(len(modules) == layers for modules in found):
+            return found
+    return []
+
+
+def _maps_to(module: nn.Module, width: int) -> bool:
+    return isinstance(module, nn.Linear) and module.out_features == width
 
 
 def _eager(model: Any) -> None:

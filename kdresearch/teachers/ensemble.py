@@ -15,7 +15,7 @@ AVERAGES = ("probabilities", "logits")
 
 
 class EnsembleTeacher:
-    """The mean of several teachers of the same classes.
+    """The mean of several teachers of the same classes, and what each says in ``members``.
 
     Args:
         members: at least one.
@@ -24,7 +24,7 @@ class EnsembleTeacher:
     """
 
     provides = LOGITS
-    width = depth = heads = 0
+    width = depth = heads = embedding_width = 0
 
     def __init__(
         self, members: Sequence[Teacher], average: str = "probabilities", weights: Sequence[float] | None = None
@@ -49,7 +49,9 @@ class EnsembleTeacher:
         return self
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
-        return Outputs(logits=self.combine([_logits(member(batch, LOGITS)) for member in self.members]))
+        answers = [member(batch, LOGITS | (needs & member.provides)) for member in self.members]
+        logits = self.combine([_logits(answer) for answer in answers])
+        return Outputs(logits=logits, members=tuple(answers))
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         """The members' logits, [B, C] each, as one."""
@@ -61,6 +63,8 @@ class EnsembleTeacher:
 
 class MappedTeacher:
     """A teacher whose logits are put in the student's classes, by name.
+
+    It provides what the teacher does, but ``sensitivity`` only where the classes match one to one.
 
     Args:
         teacher: with classes of its own.
@@ -74,8 +78,8 @@ class MappedTeacher:
 
     def __init__(self, teacher: Teacher, classes: tuple[str, ...], class_map: Mapping[str, str] | None = None) -> None:
         self.teacher, self.classes = teacher, tuple(classes)
-        self.provides, self.width = teacher.provides, teacher.width
-        self.depth, self.heads = teacher.depth, teacher.heads
+        self.width, self.depth, self.heads = teacher.width, teacher.depth, teacher.heads
+        self.embedding_width = teacher.embedding_width
         named = {str(own): str(target) for own, target in class_map.items()} if class_map else {}
         target = [named.get(own, own) for own in teacher.classes]
         for own, name in zip(teacher.classes, target, strict=True):
@@ -93,12 +97,16 @@ class MappedTeacher:
         member = torch.tensor([[name == each for name in target] for each in classes])
         self._member = torch.zeros(member.shape).masked_fill(~member, -torch.inf)
         self._order = [target.index(name) for name in classes] if len(target) == len(classes) else None
+        # Where classes are merged, the one predicted here may be another than the one that the teacher predicts.
+        self.provides = teacher.provides - (set() if self._order else {"sensitivity"})
 
     def to(self, device: torch.device | str) -> Teacher:
         self.teacher.to(device)
         return self
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
+        if "sensitivity" in needs - self.provides:
+            raise ValueError("a teacher of which classes are merged does not provide sensitivity")
         answer = self.teacher(batch, needs)
         return answer if answer.logits is None else answer._replace(logits=self.map(answer.logits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -18,6 +19,8 @@ class LiveTeacher:
 
     A plain object and no module, so that nothing trains it, saves it or puts it back into train mode.
 
+    It provides what its model does, and ``sensitivity`` where that provides ``embeddings``.
+
     Args:
         package: from ``package.load``.
         precision: ``32``, or ``bf16`` autocast.
@@ -30,8 +33,9 @@ class LiveTeacher:
         self.model.eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.precision = precision
         self.device = torch.device("cpu")
-        self.provides = self.model.provides
+        self.provides = self.model.provides | ({"sensitivity"} if "embeddings" in self.model.provides else set())
         self.width, self.depth, self.heads = self.model.width, self.model.depth, self.model.heads
+        self.embedding_width = self.model.embedding_width
 
     def to(self, device: torch.device | str) -> Teacher:
         self.device = torch.device(device)
@@ -43,18 +47,36 @@ class LiveTeacher:
             raise ValueError("a live teacher reads batch.teacher, and this batch has none")
         return self.read(batch.teacher, needs)
 
-    @torch.no_grad()
     def read(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
-        """The outputs for tokens of the teacher's own tokenizer, in float32."""
-        with self._autocast():
-            answer = self.model(tokens.to(self.device), needs)
-        return Outputs(
-            logits=answer.logits.float() if answer.logits is not None else None,
-            pooled=answer.pooled.float() if answer.pooled is not None else None,
-            hidden=tuple(state.float() for state in answer.hidden) if answer.hidden is not None else None,
-            attention=tuple(layer.float() for layer in answer.attention) if answer.attention is not None else None,
-            mask=answer.mask,
-        )
+        """The outputs for tokens of the teacher's own tokenizer, in float32 and out of the graph.
+
+        ``sensitivity`` is the gradient of each row's highest logit with respect to the row's embeddings, 0 on padding.
+        Raises ValueError where ``needs`` names what the model does not provide.
+        """
+        tokens = tokens.to(self.device)
+        if "sensitivity" in needs:
+            return self._differentiate(tokens, needs)
+        with torch.no_grad(), self._autocast():
+            return Outputs(*map(_plain, self.model(tokens, needs)))
+
+    def _differentiate(self, tokens: Tokens, needs: frozenset[str]) -> Outputs:
+        own = needs - {"sensitivity"}
+        # Whatever the caller is in: the distiller asks without gradients, and predictions are made in inference mode.
+        with torch.inference_mode(False), torch.enable_grad(), self._autocast():
+            answer = self.model(tokens, own | {"logits", "embeddings"})
+            assert answer.logits is not None and answer.embeddings is not None
+            # Rows do not see each other, so the gradient of the sum is the gradient of each.
+            (gradient,) = torch.autograd.grad(answer.logits.max(dim=1).values.sum(), answer.embeddings)
+            gradient = gradient.float().masked_fill(~tokens.mask[..., None], 0.0)
+        unasked = dict.fromkeys({"logits", "embeddings"} - own)
+        return Outputs(*map(_plain, answer._replace(sensitivity=gradient, **unasked)))
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _plain(field: Any) -> Any:
+    """A field in float32 and out of the graph, through tuples; None and the mask as they are."""
+    if isinstance(field, tuple):
+        return tuple(map(_plain, field))
+    return field.detach().float() if field is not None and field.is_floating_point() else field

@@ -127,7 +127,7 @@ class RecordedTeacher:
         KeyError: asked about a row that was not recorded.
     """
 
-    depth = heads = 0
+    depth = heads = embedding_width = 0
 
     def __init__(self, pieces: list[Path], corpus: Corpus, index: np.ndarray, classes: tuple[str, ...]) -> None:
         self.classes = classes

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import POOLINGS, BiLSTM
-from kdresearch.structures import FIELDS, Model, Tokens
+from kdresearch.structures import FIELDS, Model, Outputs, Tokens
 
 LENGTHS = (7, 1, 4, 9)
 
@@ -27,13 +27,12 @@ def tokens(lengths: tuple[int, ...] = LENGTHS, seed: int = 1) -> Tokens:
     return Tokens(ids * mask, mask)
 
 
-def provided(model: BiLSTM) -> frozenset[str]:
-    return FIELDS & model.provides
+EVERYTHING = FIELDS - {"qkv"}
 
 
-def flat(outputs: object) -> list[Tensor]:
-    logits, pooled, hidden, attention, _ = outputs  # type: ignore[misc]
-    return [tensor for tensor in (logits, pooled, *(hidden or ()), *(attention or ())) if tensor is not None]
+def flat(outputs: Outputs) -> list[Tensor]:
+    given = (outputs.logits, outputs.pooled, outputs.embeddings, *(outputs.hidden or ()), *(outputs.attention or ()))
+    return [tensor for tensor in given if tensor is not None]
 
 
 def packed_twin(model: BiLSTM) -> nn.LSTM:
@@ -104,7 +103,7 @@ def test_padding_changes_nothing_whatever_ids_it_carries(pooling: str) -> None:
         torch.cat((batch.ids.masked_fill(~batch.mask, 17), torch.full((4, 6), 23)), dim=1),
         torch.cat((batch.mask, torch.zeros(4, 6, dtype=torch.bool)), dim=1),
     )
-    short, long = model(batch, provided(model)), model(longer, provided(model))
+    short, long = model(batch, model.provides), model(longer, model.provides)
     torch.testing.assert_close(long.logits, short.logits)
     torch.testing.assert_close(long.pooled, short.pooled)
     for before, after in zip(short.hidden, long.hidden, strict=True):
@@ -115,15 +114,15 @@ def test_padding_changes_nothing_whatever_ids_it_carries(pooling: str) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_rows_do_not_see_each_other(pooling: str) -> None:
     model, batch, order = small(pooling=pooling), tokens(), torch.tensor([2, 0, 3, 1])
-    direct = flat(model(batch, provided(model)))
-    moved = flat(model(Tokens(batch.ids[order], batch.mask[order]), provided(model)))
+    direct = flat(model(batch, model.provides))
+    moved = flat(model(Tokens(batch.ids[order], batch.mask[order]), model.provides))
     for before, after in zip(direct, moved, strict=True):
         torch.testing.assert_close(after, before[order])
 
 
 def test_attention_is_a_distribution_over_the_real_tokens() -> None:
     batch = tokens()
-    outputs = small()(batch, FIELDS)
+    outputs = small()(batch, EVERYTHING)
     assert outputs.attention is not None
     (attention,) = outputs.attention
     assert attention.shape == (4, 1, 1, 9)
@@ -137,12 +136,12 @@ def test_attention_is_a_distribution_over_the_real_tokens() -> None:
 def test_row_without_tokens_pools_to_zero_and_keeps_gradients_finite(pooling: str) -> None:
     model = small(pooling=pooling)
     batch = tokens((3, 0, 5))
-    outputs = model(batch, provided(model))
+    outputs = model(batch, model.provides)
     assert outputs.pooled[1].eq(0).all()
     torch.testing.assert_close(outputs.logits[1], model.classifier.bias)
     assert all(tensor[1].eq(0).all() for tensor in outputs.attention or ())
     with torch.autograd.set_detect_anomaly(True):
-        sum(tensor.square().sum() for tensor in flat(model(batch, provided(model)))).backward()
+        sum(tensor.square().sum() for tensor in flat(model(batch, model.provides))).backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
@@ -151,13 +150,14 @@ def test_declares_what_it_gives() -> None:
         model = small(pooling=pooling)
         assert isinstance(model, Model)
         assert (model.width, model.depth, model.heads) == (8, 2, int(pooling == "attention"))
-        assert ("attention" in model.provides) == (pooling == "attention")
-    outputs = small()(tokens(), FIELDS)
+        assert model.embedding_width == 5
+        assert model.provides == EVERYTHING - (set() if pooling == "attention" else {"attention"})
+    outputs = small()(tokens(), EVERYTHING)
     assert outputs.pooled.shape == (4, 8) and outputs.logits.shape == (4, 3)
     assert [state.shape[2] for state in outputs.hidden] == [5, 8, 8]
 
 
-@pytest.mark.parametrize("need", sorted(FIELDS))
+@pytest.mark.parametrize("need", sorted(EVERYTHING))
 def test_gives_and_computes_only_what_is_asked(need: str) -> None:
     model, batch, calls = small(), tokens(), []
     for part in ("scorer", "classifier"):
@@ -165,14 +165,14 @@ def test_gives_and_computes_only_what_is_asked(need: str) -> None:
     outputs = model(batch, frozenset({need}))
     assert {name for name in FIELDS if getattr(outputs, name) is not None} == {need}
     assert outputs.mask is batch.mask
-    assert calls == {"logits": ["scorer", "classifier"], "hidden": []}.get(need, ["scorer"])
+    assert calls == {"logits": ["scorer", "classifier"], "hidden": [], "embeddings": []}.get(need, ["scorer"])
 
 
 def test_default_need_is_the_logits() -> None:
     model, batch = small(), tokens()
     outputs = model(batch)
     assert outputs.pooled is outputs.hidden is outputs.attention is None
-    torch.testing.assert_close(outputs.logits, model(batch, FIELDS).logits, rtol=0, atol=0)
+    torch.testing.assert_close(outputs.logits, model(batch, EVERYTHING).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -203,7 +203,7 @@ def test_dropout_acts_in_training_only_and_not_on_what_is_given_out() -> None:
     model, batch = small(layers=1, dropout=0.5), tokens()
     assert torch.equal(model(batch).logits, model(batch).logits)
     model.train()
-    first, second = model(batch, FIELDS), model(batch, FIELDS)
+    first, second = model(batch, EVERYTHING), model(batch, EVERYTHING)
     assert torch.equal(first.hidden[0], second.hidden[0])
     assert not torch.equal(first.hidden[1], second.hidden[1])
     assert not torch.allclose(first.logits, first.pooled @ model.classifier.weight.T + model.classifier.bias)
@@ -227,9 +227,9 @@ def test_attention_learns_to_find_the_one_telling_token() -> None:
 
 def test_mixed_precision_stays_close() -> None:
     model, batch = small().float(), tokens((3, 0, 5))
-    exact = model(batch, FIELDS)
+    exact = model(batch, EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(batch, FIELDS)
+        rounded = model(batch, EVERYTHING)
     for expected, tensor in zip(flat(exact), flat(rounded), strict=True):
         torch.testing.assert_close(tensor.float(), expected, rtol=0.05, atol=0.05)
 
@@ -264,8 +264,10 @@ def test_load_vectors_refuses_what_does_not_fit(vectors: Tensor, known: Tensor, 
 
 
 def test_refusals_name_the_thing() -> None:
-    with pytest.raises(ValueError, match=r"BiLSTM does not provide attention; it provides hidden, logits, pooled"):
-        small(pooling="max")(tokens(), FIELDS)
+    with pytest.raises(
+        ValueError, match="BiLSTM does not provide attention; it provides embeddings, hidden, logits, pooled"
+    ):
+        small(pooling="max")(tokens(), EVERYTHING)
     with pytest.raises(UserError, match=r"'maxx'.*'max'.*attention, max, mean, last"):
         small(pooling="maxx")
     with pytest.raises(UserError, match="layers is 0"):

@@ -123,7 +123,11 @@ def test_config_and_weights_make_it_again(make) -> None:
     again = type(model)(**json.loads(json.dumps(model.config))).eval()
     again.load_state_dict(model.state_dict())  # the ratios come with the weights
     assert torch.equal(again(tokens(*ROWS)).logits, model(tokens(*ROWS)).logits)
-    assert isinstance(model, Model) and model.provides >= LOGITS and model.depth == model.heads == 0
+    assert (
+        isinstance(model, Model)
+        and model.provides >= LOGITS
+        and model.depth == model.heads == model.embedding_width == 0
+    )
 
 
 def test_it_learns_what_a_word_tells() -> None:

@@ -103,12 +103,13 @@ def test_gradient_is_that_of_finite_differences() -> None:
 def test_declares_what_it_gives() -> None:
     model = small()
     assert isinstance(model, Model)
-    assert (model.width, model.depth, model.heads, model.provides) == (18, 0, 0, BOTH)
+    assert (model.width, model.depth, model.heads, model.embedding_width) == (18, 0, 0, 5)
+    assert model.provides == BOTH | {"embeddings"}
     outputs = model(tokens(), BOTH)
     assert outputs.pooled.shape == (5, 18) and outputs.logits.shape == (5, 3)
 
 
-@pytest.mark.parametrize("need", sorted(BOTH))
+@pytest.mark.parametrize("need", ["embeddings", "logits", "pooled"])
 def test_gives_and_computes_only_what_is_asked(need: str) -> None:
     model, batch, calls = small(), tokens(), []
     model.classifier.register_forward_hook(lambda *_: calls.append("classifier"))
@@ -146,7 +147,9 @@ def test_load_vectors_moves_the_answer() -> None:
 
 
 def test_refusals_name_the_thing() -> None:
-    with pytest.raises(ValueError, match=r"TextCNN does not provide attention, hidden; it provides logits, pooled"):
+    with pytest.raises(
+        ValueError, match="TextCNN does not provide attention, hidden, qkv; it provides embeddings, logits, pooled"
+    ):
         small()(tokens(), FIELDS)
     for sizes in ((), (3, 0)):
         with pytest.raises(UserError, match="kernel_sizes"):

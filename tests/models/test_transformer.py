@@ -50,10 +50,12 @@ def test_fields_have_the_shapes_that_the_vocabulary_says() -> None:
     model, batch = tiny(), tokens()
     outputs = model(batch, FIELDS)
     assert (model.width, model.depth, model.heads) == (16, 2, 4) and isinstance(model, Model)
+    assert model.embedding_width == 16 and model.provides == FIELDS
     assert outputs.logits.shape == (4, 3) and outputs.pooled.shape == (4, 16)
     assert [states.shape for states in outputs.hidden] == [(4, 12, 16)] * 3
     assert [maps.shape for maps in outputs.attention] == [(4, 4, 12, 12)] * 2
-    assert outputs.mask is batch.mask
+    assert [[each.shape for each in layer] for layer in outputs.qkv] == [[(4, 12, 16)] * 3] * 2
+    assert outputs.embeddings is outputs.hidden[0] and outputs.mask is batch.mask
     torch.testing.assert_close(outputs.hidden[0], model.encoder.embeddings(batch.ids))
     torch.testing.assert_close(outputs.logits, model.classifier(outputs.pooled))
     for field in FIELDS:
@@ -100,6 +102,63 @@ def test_pooling_by_hand() -> None:
         for row, length in enumerate(LENGTHS):
             expected = last[row, :length].mean(0) if pooling == "mean" else last[row, 0]
             torch.testing.assert_close(outputs.pooled[row], expected)
+
+
+KINDS = {kind: {"model_type": kind} for kind in ("bert", "roberta", "camembert", "distilbert", "mpnet")} | {
+    kind: {"model_type": kind, "embedding_size": 8} for kind in ("albert", "electra")
+}
+
+VALUES = ("value", "v_lin", "v")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_maps_follow_from_queries_and_keys_and_values_from_the_states(kind: str) -> None:
+    model, batch = tiny(architecture=TINY | KINDS[kind]), tokens()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    if kind == "mpnet":  # the one that adds something to the scores
+        model.encoder.encoder.relative_attention_bias.weight.data.zero_()
+    outputs = model(batch, FIELDS)
+    assert model.provides == FIELDS and len(outputs.qkv) == 2
+    layers = zip(outputs.qkv, outputs.attention, outputs.hidden[:-1], strict=True)
+    for number, ((queries, keys, values), maps, states) in enumerate(layers):
+        queries, keys = (each.unflatten(2, (4, 4)).transpose(1, 2) for each in (queries, keys))  # [B, H, T, D / H]
+        scores = (queries @ keys.mT / 2).masked_fill(~batch.mask[:, None, None], -torch.inf)  # 2 is √(D / H)
+        torch.testing.assert_close(scores.softmax(-1), maps)
+        weight, bias = (
+            [each for name, each in model.named_parameters() if name.endswith(tuple(f".{v}.{what}" for v in VALUES))]
+            for what in ("weight", "bias")
+        )
+        torch.testing.assert_close(values, states @ weight[number % len(weight)].T + bias[number % len(bias)])
+
+
+def hooks(model: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_nothing_of_the_reading_stays_on_the_module() -> None:
+    model = tiny()
+    model(tokens(), frozenset({"hidden", "attention"}))  # transformers hooks its layers once, for good
+    before = hooks(model)
+    model(tokens(), FIELDS)
+    assert hooks(model) == before
+    with pytest.raises(IndexError):
+        model(tokens()._replace(ids=tokens().ids + 40), FIELDS)
+    assert hooks(model) == before
+    model.encoder.encoder.layer[1].forward = None  # breaks amid the layers
+    with pytest.raises(TypeError):
+        model(tokens(), FIELDS)
+    assert hooks(model) == before
+
+
+def test_where_the_maps_are_not_found_qkv_is_not_promised() -> None:
+    model = tiny(architecture=TINY | {"model_type": "deberta-v2"})
+    assert model.provides == FIELDS - {"qkv"}
+    with pytest.raises(ValueError, match="Transformer does not provide qkv; it provides attention, embeddings"):
+        model(tokens(), frozenset({"qkv"}))
+    grouped = TINY | {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 2}
+    assert len(tiny(architecture=grouped)(tokens(), frozenset({"qkv"})).qkv) == 2
+    assert "qkv" not in tiny(architecture=grouped | {"inner_group_num": 2}).provides
 
 
 def test_a_saved_encoder_is_where_it_starts(tmp_path: Path) -> None:
@@ -156,7 +215,9 @@ def test_a_hub_classifier_answers_like_the_model_that_it_is(tmp_path: Path) -> N
     torch.testing.assert_close(model(batch).logits, expected)
     torch.testing.assert_close(model(tokens(width=20, padding=5)).logits, expected)
     outputs = model(batch, FIELDS - {"pooled"})
-    assert len(outputs.hidden) == 3 and len(outputs.attention) == 2
+    assert len(outputs.hidden) == 3 and len(outputs.attention) == len(outputs.qkv) == 2
+    assert outputs.embeddings is outputs.hidden[0] and model.embedding_width == 16
+    assert model.provides == FIELDS - {"pooled"}
     torch.testing.assert_close(outputs.logits, expected)
     with pytest.raises(ValueError, match="HubClassifier does not provide pooled"):
         model(batch, frozenset({"pooled"}))

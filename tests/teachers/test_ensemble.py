@@ -16,8 +16,8 @@ NAMES = ("negative", "positive")
 class Said:
     """A teacher that says what it was given, row by row."""
 
-    provides = frozenset({"logits", "pooled"})
-    width, depth, heads = 4, 2, 1
+    provides = frozenset({"logits", "pooled", "sensitivity"})
+    width, depth, heads, embedding_width = 4, 2, 1, 3
 
     def __init__(self, logits: Tensor, classes: Sequence[str] = NAMES) -> None:
         self.logits, self.classes, self.device = logits, tuple(classes), "cpu"
@@ -28,7 +28,9 @@ class Said:
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         pooled = torch.ones(len(batch.index), 4) if "pooled" in needs else None
-        return Outputs(logits=self.logits[batch.index] if "logits" in needs else None, pooled=pooled)
+        sensitivity = torch.full((len(batch.index), 1, 3), 2.0) if "sensitivity" in needs else None
+        logits = self.logits[batch.index] if "logits" in needs else None
+        return Outputs(logits=logits, pooled=pooled, sensitivity=sensitivity)
 
 
 def rows(index: Sequence[int]) -> Batch:
@@ -51,7 +53,7 @@ def test_mean_of_probabilities_by_hand() -> None:
     assert torch.allclose(answer.logits.exp().sum(1), torch.ones(2))  # they are log-probabilities
     assert torch.allclose(teacher(rows([1, 0])).logits, answer.logits[[1, 0]])
     assert isinstance(teacher, Teacher)
-    assert (teacher.classes, teacher.provides) == (NAMES, {"logits"})
+    assert (teacher.classes, teacher.provides, teacher.embedding_width) == (NAMES, {"logits"}, 0)
 
 
 def test_weights_are_relative() -> None:
@@ -107,7 +109,7 @@ def test_classes_are_put_in_order_by_name() -> None:
     assert answer.logits.tolist() == [[3.0, 1.0, 2.0]]  # as they are, not normalised
     assert torch.equal(answer.pooled, torch.ones(1, 4))
     assert teacher(rows([0]), frozenset({"pooled"})).logits is None
-    assert (teacher.provides, teacher.width, teacher.depth, teacher.heads) == ({"logits", "pooled"}, 4, 2, 1)
+    assert (teacher.width, teacher.depth, teacher.heads, teacher.embedding_width) == (4, 2, 1, 3)
     assert teacher.classes == ("a", "b", "c")
 
 
@@ -123,6 +125,17 @@ def test_eight_stars_become_two_classes_by_the_sum_of_probabilities() -> None:
     teacher = MappedTeacher(Said(probability.log() - 2.0, stars), NAMES, class_map)
     assert torch.allclose(teacher(rows([0])).logits.softmax(1), torch.tensor([[0.4, 0.6]]))
     assert torch.allclose(teacher(rows([0])).logits.exp().sum(), torch.tensor(1.0))
+
+
+def test_sensitivity_passes_only_where_no_classes_are_merged() -> None:
+    needs = frozenset({"logits", "sensitivity"})
+    moved = MappedTeacher(Said(FIRST, NAMES[::-1]), NAMES)
+    assert moved.provides == {"logits", "pooled", "sensitivity"}
+    assert torch.equal(moved(rows([0]), needs).sensitivity, torch.full((1, 1, 3), 2.0))
+    merged = MappedTeacher(Said(FIRST, ("bad", "worse", "good")), ("bad", "good"), {"worse": "bad"})
+    assert merged.provides == {"logits", "pooled"} and isinstance(merged, Teacher)
+    with pytest.raises(ValueError, match="does not provide sensitivity"):
+        merged(rows([0]), needs)
 
 
 @pytest.mark.parametrize(

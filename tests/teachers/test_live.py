@@ -5,6 +5,8 @@ import torch
 
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
+from kdresearch.models.ngram import NgramBag
+from kdresearch.models.textcnn import TextCNN
 from kdresearch.models.transformer import Transformer
 from kdresearch.package import Package
 from kdresearch.structures import Batch, Outputs, Teacher, Tokens
@@ -12,6 +14,9 @@ from kdresearch.teachers.live import LiveTeacher
 
 CLASSES = ("a", "b", "c")
 EVERYTHING = frozenset({"logits", "pooled", "hidden", "attention"})
+SENSITIVITY = frozenset({"sensitivity"})
+ARCHITECTURE = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "intermediate_size": 64, "max_position_embeddings": 32}  # fmt: skip
 
 
 def model(dropout: float = 0.5) -> BiLSTM:
@@ -67,7 +72,10 @@ def test_it_is_frozen() -> None:
 def test_it_describes_its_model() -> None:
     own, teacher = model(), live(model())
     assert isinstance(teacher, Teacher)
-    assert (teacher.provides, teacher.width, teacher.depth, teacher.heads) == (own.provides, 14, 2, 1)
+    assert (teacher.width, teacher.depth, teacher.heads, teacher.embedding_width) == (14, 2, 1, 8)
+    assert teacher.provides == own.provides | {"sensitivity"}
+    floor = live(NgramBag(30, 3))
+    assert (floor.provides, floor.embedding_width) == ({"logits", "pooled"}, 0)
     assert teacher.classes == CLASSES
 
 
@@ -79,14 +87,16 @@ def test_a_batch_without_its_tokens_is_refused() -> None:
 def test_precision() -> None:
     with pytest.raises(UserError, match=r"teacher\.precision: 'fp16'.*32, bf16"):
         live(model(), "fp16")
-    architecture = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                    "intermediate_size": 64, "max_position_embeddings": 32}  # fmt: skip
     torch.manual_seed(0)
-    own = Transformer(30, 3, architecture=architecture)
-    full, half = live(own)(batch(tokens()), EVERYTHING), live(own, "bf16")(batch(tokens()), EVERYTHING)
+    own = Transformer(30, 3, architecture=ARCHITECTURE)
+    everything = EVERYTHING | {"qkv", "embeddings", "sensitivity"}
+    full, half = live(own)(batch(tokens()), everything), live(own, "bf16")(batch(tokens()), everything)
     assert 0 < (full.logits - half.logits).abs().max() < 0.1
     for answer in (full, half):
         assert {each.dtype for each in _tensors(answer)} == {torch.float32}
+        assert len(answer.qkv) == 2 and {each.dtype for layer in answer.qkv for each in layer} == {torch.float32}
+        assert answer.embeddings.dtype == answer.sensitivity.dtype == torch.float32
+    assert 0 < (full.sensitivity - half.sensitivity).norm() < 0.1 * full.sensitivity.norm()
 
 
 def test_the_precision_of_the_training_is_not_the_teachers() -> None:
@@ -96,6 +106,71 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         answer = teacher(batch(tokens()), EVERYTHING)
     assert all(torch.equal(*pair) for pair in zip(_tensors(answer), _tensors(expected), strict=True))
+
+
+def sensitive(kind: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model, and the part of it that gives out the embeddings."""
+    torch.manual_seed(3)
+    if kind == "bert":
+        encoder = Transformer(30, 3, architecture=ARCHITECTURE)
+        for parameter in encoder.parameters():
+            parameter.data.normal_(std=0.2)
+        return encoder, encoder.encoder.embeddings
+    words = BiLSTM(30, 3, embedding_dim=8, hidden_dim=7) if kind == "bilstm" else TextCNN(30, 3, embedding_dim=8)
+    return words, words.embedding
+
+
+@pytest.mark.parametrize("kind", ["bert", "bilstm", "textcnn"])
+def test_sensitivity_is_the_slope_of_the_predicted_classs_logit(kind: str) -> None:
+    own, source = sensitive(kind)
+    teacher, rows = live(own), tokens((6, 2))
+    answer = teacher.read(rows, SENSITIVITY)
+    assert [name for name in Outputs._fields if getattr(answer, name) is not None] == ["sensitivity", "mask"]
+    assert answer.sensitivity.shape == (2, 6, teacher.embedding_width)
+    assert answer.sensitivity[~rows.mask].eq(0).all() and answer.sensitivity[rows.mask].abs().sum(1).gt(0).all()
+
+    own.double()  # finite differences, on one token of each row
+    predicted = own(rows).logits.argmax(1)
+    for row, token in ((0, 4), (1, 1)):
+        for feature in range(0, teacher.embedding_width, 3):
+            values = []
+            for step in (1e-5, -1e-5):
+                moved = torch.zeros(2, 6, teacher.embedding_width, dtype=torch.double)
+                moved[row, token, feature] = step
+                with source.register_forward_hook(lambda *call, moved=moved: call[-1] + moved):
+                    values.append(own(rows).logits[row, predicted[row]])
+            slope = float(values[0] - values[1]) / 2e-5
+            assert float(answer.sensitivity[row, token, feature]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "bilstm", "textcnn"])
+def test_sensitivity_leaves_no_trace(kind: str) -> None:
+    own, _ = sensitive(kind)
+    teacher, rows = live(own), batch(tokens())
+    plain = teacher(rows)
+    with torch.no_grad():  # as the distiller asks
+        answer = teacher(rows, teacher.provides)
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(answer.logits, plain.logits, atol=1e-5, rtol=0)
+    given = [each for each in answer if isinstance(each, torch.Tensor)] + [*(answer.hidden or ())]
+    assert not any(each.requires_grad for each in given)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in own.parameters())
+    assert not own.training
+    assert torch.equal(teacher(rows, SENSITIVITY).sensitivity, answer.sensitivity)
+
+
+@pytest.mark.parametrize("kind", ["bert", "bilstm", "textcnn"])
+def test_sensitivity_while_predicting(kind: str) -> None:
+    """Lightning validates in inference mode, whose tensors know no gradient."""
+    teacher = live(sensitive(kind)[0])
+    expected = teacher(batch(tokens()), SENSITIVITY).sensitivity
+    with torch.inference_mode():
+        assert torch.equal(teacher(batch(tokens()), SENSITIVITY).sensitivity, expected)
+
+
+def test_no_sensitivity_without_embeddings() -> None:
+    with pytest.raises(ValueError, match="NgramBag does not provide embeddings; it provides logits, pooled"):
+        live(NgramBag(30, 3)).read(tokens(), SENSITIVITY)
 
 
 def _tensors(answer: Outputs) -> list[torch.Tensor]:

@@ -106,7 +106,7 @@ def test_recorded_is_live(
     assert len(pieces) == -(-len(np.unique(corpus.digests(everything))) // piece)
     told = RecordedTeacher(pieces, corpus, everything, CLASSES)
     assert isinstance(told, Teacher)
-    assert (told.classes, told.provides, told.width) == (CLASSES, BOTH, 14)
+    assert (told.classes, told.provides, told.width, told.embedding_width) == (CLASSES, BOTH, 14, 0)
 
     live = LiveTeacher(package.load(saved))
     tokens = encoded(package.load(saved).tokenizer, "any", corpus, everything, store)
