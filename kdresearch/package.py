@@ -90,21 +90,47 @@ def load(path: str | Path) -> Package:
         raise UserError(f"{folder / CONFIG} is damaged: it lacks {error}") from error
 
 
+def outline(path: str | Path) -> tuple[Model, Any]:
+    """The model without its weights (on the meta device: shapes only) and the tokenizer of a package.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    import torch
+
+    folder = located(path)
+    description = _description(folder)
+    try:
+        with torch.device("meta"):
+            model: Model = _made(folder, description["model"])
+        return model, _tokenizer(folder, description["tokenizer"])
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG} is damaged: it lacks {error}") from error
+
+
 def _model(folder: Path, saved: dict[str, Any]) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    model = _made(folder, saved)
+    try:
+        model.load_state_dict(load_file(str(folder / WEIGHTS)))
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    except RuntimeError as error:
+        raise UserError(f"{folder} does not fit the {saved['class']} of this installation: {error}") from error
+    return model.eval()
+
+
+def _made(folder: Path, saved: dict[str, Any]) -> Any:
     from torch import nn
 
     # What a package names is called, so it may only name a module: a folder from elsewhere runs nothing by loading.
     kind = _class(saved["class"], folder, lambda found: issubclass(found, nn.Module))
     try:
-        model = kind(**saved["config"])
-        model.load_state_dict(load_file(str(folder / WEIGHTS)))
-    except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
+        return kind(**saved["config"])
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the {saved['class']} of this installation: {error}") from error
-    return model.eval()
 
 
 def _tokenizer(folder: Path, saved: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdresearch.conf_path import config_dir
+from kdresearch.strategies.distiller import Distiller
 
 CONF = Path(config_dir())
 PARTS = {"teacher/options", "data/carving"}  # what options are made from
@@ -90,7 +91,8 @@ def test_every_target_takes_what_it_is_given(option: str) -> None:
         wiring = {name for name in supplied if name not in named}  # what a strategy hands on to the Distiller
         inspect.signature(made).bind(**given, **dict.fromkeys(supplied - wiring)), path
         # **wiring takes anything: a key of the YAML must be named in the signature all the same
-        assert set(given) <= named, f"{node['_target_']} at {path} has no {set(given) - named}"
+        handed_on = set(inspect.signature(Distiller).parameters) if path == "strategy" else set()
+        assert set(given) <= named | handed_on, f"{node['_target_']} at {path} has no {set(given) - named - handed_on}"
         assert not wiring or path == "strategy"
 
 
@@ -123,9 +125,11 @@ def test_weights_name_what_is_learned_from(option: str) -> None:
     strategy = composed(option).strategy
     name = option.split("/")[1]
     assert strategy._partial_ is True
-    assert (
-        set(strategy.weights) == ({"label"} if name == "supervised" else {"label", name}) or len(strategy.weights) > 2
-    )
+    if "objectives" in strategy:
+        assert set(strategy.weights) == set(strategy.objectives) >= {"label", "soft_label"}
+    else:
+        alone = {"label"} if name == "supervised" else {"label", name}
+        assert set(strategy.weights) == alone or len(strategy.weights) > 2
 
 
 def test_the_default_is_a_run_without_a_teacher() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdresearch.structures import Batch, Outputs
+from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
 
 
 class Objective(nn.Module):
@@ -14,15 +14,26 @@ class Objective(nn.Module):
         needs: fields of ``Outputs`` that it reads on the student's side.
         teacher_needs: the same on the teacher's side; empty if it has no use for a teacher.
         min_classes: classes below which its gradient is dead.
+        min_batch: rows of a batch below which it says nothing.
         needs_labels: whether it is about labelled rows only.
-        needs_shared_tokens: whether both sides must read the same tokens.
+        needs_shared_tokens: whether it compares tokens, so that both sides must read the same ones, or the same words.
+        member: of an ensemble, the one teacher that it learns from; None learns from their mean.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     teacher_needs: frozenset[str] = frozenset({"logits"})
     min_classes: int = 2
+    min_batch: int = 1
     needs_labels: bool = False
     needs_shared_tokens: bool = False
+    member: int | None = None
+
+    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+        """Meet the two models, once, before training: choose layers, make projections, set what is needed of whom.
+
+        Raises:
+            UserError: the models do not fit, naming both and what would do instead.
+        """
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         raise NotImplementedError

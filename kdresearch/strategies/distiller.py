@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.objective import Objective
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Outputs, Teacher
+from kdresearch.strategies.weights import WeightSchedule
+from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 VALIDATION_METRICS = ("val/accuracy", "val/macro_f1", "val/nll")
@@ -35,13 +37,18 @@ class Distiller(LightningModule):
         objectives: the terms by name; the name is the log key ``train/NAME``.
         weights: one number for each objective, by the same name.
         teacher: what answers for the teacher's side of the objectives.
+        schedules: how weights change over the updates, by the same names; a ``WeightSchedule`` or its arguments.
+        reading: how the tokens of the two sides correspond.
+        batch_size: rows of a training batch, to refuse an objective that needs more; None asks nothing.
+        telemetry_every: updates between measurements of each objective's gradient at the student; None never.
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the schedule from the optimizer and the number of updates; None keeps the rate.
         head_lr_scale: how many times the learning rate the classifier and the objectives' own parameters train at.
 
     Raises:
         UserError: a weight that names no objective or an objective without a weight, all weights zero, an objective
-            that needs a teacher where there is none, a field that a model lacks, more classes, or labels.
+            that needs a teacher where there is none, a field that a model lacks, more classes, more rows in a batch,
+            tokens that cannot be compared, or models that do not fit each other.
     """
 
     def __init__(
@@ -55,12 +62,21 @@ class Distiller(LightningModule):
         optimizer: OptimizerFactory = torch.optim.AdamW,
         scheduler: SchedulerFactory | None = None,
         head_lr_scale: float = 1.0,
+        schedules: Mapping[str, WeightSchedule | Mapping[str, Any]] | None = None,
+        reading: Reading = SAME,
+        batch_size: int | None = None,
+        telemetry_every: int | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
         self.weights = _checked_weights(type(self).__name__, objectives, weights)
         live = {name: term for name, term in objectives.items() if self.weights[name] != 0}
-        _check_objectives(live, student, teacher, len(self.classes))
+        self.schedules = _checked_schedules(schedules or {}, objectives)
+        if telemetry_every is not None and telemetry_every < 1:
+            raise UserError(f"telemetry_every must be a number of updates of at least 1, not {telemetry_every}")
+        self.telemetry_every = telemetry_every
+        for name, term in live.items():
+            _bind(name, term, student, teacher, len(self.classes), reading, batch_size)
         assert isinstance(student, nn.Module)
         self.student = student
         self.student.train()  # pretrained models come in eval mode, and Lightning leaves it so
@@ -86,6 +102,11 @@ class Distiller(LightningModule):
         """Whether a row without a label teaches the student anything."""
         return any(not term.needs_labels for term in self.objectives.values())
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether an objective speaks of tokens, so that both sides' must correspond."""
+        return any(term.needs_shared_tokens for term in self.objectives.values())
+
     def on_fit_start(self) -> None:
         self._log_every = getattr(self.trainer, "log_every_n_steps", 0) or 1
         if self.teacher is not None:
@@ -104,18 +125,66 @@ class Distiller(LightningModule):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(batch, self.teacher_needs)
-        return {name: term(student, teacher, batch) for name, term in self.objectives.items()}
+        values = {}
+        for name, term in self.objectives.items():
+            asked = teacher
+            if teacher is not None and isinstance(term.member, int):
+                assert teacher.members is not None
+                asked = teacher.members[term.member]
+            values[name] = term(student, asked, batch)
+        return values
+
+    def weights_now(self) -> dict[str, float]:
+        """Each live objective's weight at this update: the configured one by its schedule's factor."""
+        weights = {name: self.weights[name] for name in self.objectives}
+        for name, schedule in self.schedules.items():
+            if name in weights:
+                weights[name] *= schedule.factor(self.global_step, self.trainer.estimated_stepping_batches)
+        return weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms = self.terms(batch)
-        loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        terms, weights = self.terms(batch), self.weights_now() if self.schedules else self.weights
+        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         # At the steps that reach a logger, and the last ones: a metric at every step costs small models a tenth.
         step = self.global_step + 1
         if step % self._log_every == 0 or self.trainer.is_last_batch or step == self.trainer.max_steps:
             logged = {f"train/{name}": value.detach() for name, value in terms.items()}
             self.log_dict(logged, batch_size=len(batch.label))
+            self.log_dict({f"weight/{name}": weights[name] for name in self.schedules if name in weights})
             self.log("train/loss", loss.detach(), batch_size=len(batch.label), prog_bar=True)
+        if self.telemetry_every is not None and self.global_step % self.telemetry_every == 0:
+            measured = self.telemetry(terms, weights)
+            for logger in self.loggers:  # whatever the trainer's own interval is
+                logger.log_metrics(measured, step=self.global_step)
         return loss
+
+    def telemetry(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+        """What each objective asks of the student's parameters.
+
+        Returns:
+            ``telemetry/grad_norm/NAME`` of the unweighted objective; ``telemetry/share/NAME``, its weighted norm by
+            the sum of all; ``telemetry/cosine/NAME/OTHER`` between two gradients (0 where one is zero).
+        """
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        gradients = {}
+        for name, value in terms.items():
+            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            gradients[name] = [each.detach().float() if each is not None else None for each in found]
+
+        def product(name: str, other: str) -> float:
+            pairs = zip(gradients[name], gradients[other], strict=True)
+            parts = [torch.sum(a * b) for a, b in pairs if a is not None and b is not None]
+            return float(torch.stack(parts).sum()) if parts else 0.0
+
+        norms = {name: math.sqrt(product(name, name)) for name in terms}
+        total = sum(weights[name] * norm for name, norm in norms.items())
+        measured = {f"telemetry/grad_norm/{name}": norm for name, norm in norms.items()}
+        for name, norm in norms.items():
+            measured[f"telemetry/share/{name}"] = weights[name] * norm / total if total else 0.0
+        for name, other in combinations(terms, 2):
+            scale = norms[name] * norms[other]
+            measured[f"telemetry/cosine/{name}/{other}"] = product(name, other) / scale if scale else 0.0
+        return measured
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch).float()
@@ -182,23 +251,77 @@ def _checked_weights(
     return checked
 
 
-def _check_objectives(
-    objectives: Mapping[str, Objective], student: Model, teacher: Teacher | None, classes: int
+def _checked_schedules(
+    schedules: Mapping[str, WeightSchedule | Mapping[str, Any]], objectives: Mapping[str, Objective]
+) -> dict[str, WeightSchedule]:
+    checked = {}
+    for name, schedule in schedules.items():
+        if name not in objectives:
+            raise UserError(f"strategy.schedules: {choices(name, objectives)}")
+        try:
+            checked[name] = schedule if isinstance(schedule, WeightSchedule) else WeightSchedule(**schedule)
+        except TypeError as error:
+            raise UserError(f"strategy.schedules.{name}: {error}") from error
+    return checked
+
+
+def _bind(
+    name: str,
+    term: Objective,
+    student: Model,
+    teacher: Teacher | None,
+    classes: int,
+    reading: Reading,
+    batch_size: int | None,
 ) -> None:
-    for name, term in objectives.items():
-        if classes < term.min_classes:
-            raise UserError(f"objective {name} is dead on {classes} classes: it needs at least {term.min_classes}")
-        _check_side(name, "student", student, term.needs)
-        if term.teacher_needs:
-            if teacher is None:
-                raise UserError(f"objective {name} needs a teacher: choose one with teacher=NAME")
-            _check_side(name, "teacher", teacher, term.teacher_needs)
-
-
-def _check_side(name: str, side: str, model: Model | Teacher, needs: Iterable[str]) -> None:
-    missing = sorted(set(needs) - model.provides)
-    if missing:
+    """Let an objective meet its models; refuse in words what cannot be."""
+    if classes < term.min_classes:
+        raise UserError(f"objective {name} is dead on {classes} classes: it needs at least {term.min_classes}")
+    if batch_size is not None and batch_size < term.min_batch:
         raise UserError(
-            f"objective {name} needs {', '.join(missing)} of the {side}, and {type(model).__name__} provides only "
-            f"{', '.join(sorted(model.provides))}"
+            f"objective {name} relates the rows of a batch and needs at least {term.min_batch}: "
+            f"student.training.batch_size is {batch_size}"
         )
+    asked = teacher
+    if teacher is not None and term.member is not None:
+        members = getattr(teacher, "members", None)
+        if members is None or not 0 <= term.member < len(members):
+            having = f"an ensemble of {len(members)}" if members is not None else "no ensemble (teacher=ensemble)"
+            raise UserError(f"objective {name} learns from member {term.member} (from 0), and the teacher is {having}")
+        asked = members[term.member]
+    if term.teacher_needs and asked is None:
+        raise UserError(f"objective {name} needs a teacher: choose one with teacher=NAME")
+    between = f"objective {name}, of {_called(student)} with {_called(asked)} as its teacher" if asked else name
+    try:
+        term.bind(student, asked, reading)
+    except UserError as error:
+        raise UserError(f"{between}: {error}") from error
+    sides: list[tuple[str, Model | Teacher, frozenset[str]]] = [("student", student, term.needs)]
+    if asked is not None:
+        sides.append(("teacher", asked, term.teacher_needs))
+    for side, model, needs in sides:
+        if missing := sorted(needs - model.provides):
+            raise UserError(
+                f"{between}: needs {', '.join(missing)} of the {side}, which provides only "
+                f"{', '.join(sorted(model.provides))}; {_instead(model, needs)}"
+            )
+    if term.needs_shared_tokens and asked is not None and reading.kind == "apart":
+        raise UserError(
+            f"{between}: compares tokens, and the two read different ones"
+            f"{reading.why and f' ({reading.why})'}: choose tokenizers with character offsets (word, pretrained), or "
+            "compare sentence vectors (strategy=feature strategy.level=sentence) or class scores (strategy=soft_label)"
+        )
+
+
+def _instead(model: Model | Teacher, needs: frozenset[str]) -> str:
+    """What would do where a model lacks a field."""
+    if getattr(model, "recorded", False) and not needs <= RECORDED:
+        return "of a recorded teacher no more is kept: teacher.mode=live"
+    if "pooled" in model.provides:
+        return "choose a model with layers, or compare sentence vectors (strategy=feature) or class scores (soft_label)"
+    return "choose a model with sentence vectors, or compare class scores (strategy=soft_label)"
+
+
+def _called(model: Model | Teacher) -> str:
+    """The model's own name, within whatever wraps it."""
+    return str(getattr(model, "name", type(model).__name__))

@@ -197,10 +197,12 @@ def test_a_missing_teacher_is_refused(data: TextDataModule) -> None:
 
 def test_needs_that_a_side_lacks_name_objective_side_and_what_there_is(data: TextDataModule) -> None:
     floor = NgramLinear(data.tokenizer.size, 2)
-    with pytest.raises(UserError, match=r"projected needs pooled of the student, and NgramLinear provides only logits"):
+    with pytest.raises(
+        UserError, match=r"projected, of NgramLinear with .*: needs pooled of the student, which provides only logits"
+    ):
         distiller(data, student=floor)
     poor = LiveTeacher(Package(floor, data.tokenizer, CLASSES, "", {}))
-    with pytest.raises(UserError, match=r"projected needs pooled of the teacher, and LiveTeacher provides only logits"):
+    with pytest.raises(UserError, match=r"projected, of .*: needs pooled of the teacher, which provides only logits"):
         distiller(data, teacher=poor)
 
 

@@ -1,0 +1,218 @@
+"""Objectives on token states and sentence vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kdresearch import losses
+from kdresearch.errors import UserError, choices
+from kdresearch.objectives.layers import LayerMap, layer_pairs
+from kdresearch.objectives.objective import Objective
+from kdresearch.objectives.pairing import pair, states
+from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+
+LEVELS = ("auto", "tokens", "sentence")
+PROJECTIONS = ("auto", "linear", "none")
+FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "gram", "nst")
+TOKENS_ONLY = ("gram", "nst")  # relations among the tokens of a row: a sentence vector has none
+ANY_WIDTH = ("nst",)
+
+
+class StatePairs(nn.Module):
+    """The states of mapped layers, side by side; it owns the projections of the student's to the teacher's width.
+
+    Args:
+        layers: see ``layer_pairs``.
+        level: ``tokens`` compares token states (of words, where the two sides read different tokens); ``sentence``
+            the vectors that the classifiers read; ``auto`` the first where both models have hidden states.
+        projection: ``linear``, ``none``, or ``auto``: linear where the widths differ.
+        shared_projection: one projection for all pairs of layers, as in TinyBERT's code.
+        embeddings: whether the embeddings are a pair of their own.
+        same_width: whether the loss wants widths alike.
+        first_token: compare the first token only, which every reading has.
+    """
+
+    def __init__(
+        self,
+        layers: LayerMap = "uniform",
+        level: str = "auto",
+        projection: str = "auto",
+        shared_projection: bool = False,
+        embeddings: bool = False,
+        same_width: bool = True,
+        first_token: bool = False,
+    ) -> None:
+        super().__init__()
+        if level not in LEVELS:
+            raise UserError(f"level: {choices(level, LEVELS)}")
+        if projection not in PROJECTIONS:
+            raise UserError(f"projection: {choices(projection, PROJECTIONS)}")
+        self.layers, self.level, self.projection = layers, level, projection
+        self.shared_projection, self.embeddings = shared_projection, embeddings
+        self.same_width, self.first_token = same_width, first_token
+        self.pairs: list[tuple[int, int]] = []
+        self.projections = nn.ModuleList()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"hidden" if self.level == "tokens" else "pooled"})
+
+    def bind(self, student: Model, teacher: Teacher) -> None:
+        """Choose the level, the pairs of layers and their projections; UserError where the widths cannot meet."""
+        if self.level == "auto":
+            self.level = "tokens" if "hidden" in student.provides & teacher.provides else "sentence"
+        if not self.needs <= student.provides & teacher.provides:
+            return  # refused by the strategy, which knows the objective's name
+        if self.level == "sentence":
+            widths = [(student.width, teacher.width)]
+        else:
+            self.pairs = layer_pairs(self.layers, student.depth, teacher.depth)
+            if self.embeddings and (0, 0) not in self.pairs:
+                self.pairs.insert(0, (0, 0))
+            widths = [(_width(student, own), _width(teacher, other)) for own, other in self.pairs]
+        self.projections = self._projections(student, teacher, widths)
+
+    def _projections(self, student: Model, teacher: Teacher, widths: list[tuple[int, int]]) -> nn.ModuleList:
+        wanted = [self.projection == "linear" or (self.same_width and own != other) for own, other in widths]
+        if self.projection == "none" and any(wanted):
+            own, other = next(pair for pair, want in zip(widths, wanted, strict=True) if want)
+            raise UserError(
+                f"projection=none, and the widths differ: {own} of the student ({type(student).__name__}), {other} of "
+                f"the teacher: use projection=linear"
+            )
+        if self.shared_projection and any(wanted):
+            if len(set(widths)) > 1:
+                raise UserError(
+                    f"shared_projection=true takes layers of one width, and these are {sorted(set(widths))}"
+                )
+            return nn.ModuleList([nn.Linear(*widths[0])])
+        return nn.ModuleList(
+            nn.Linear(own, other) if want else nn.Identity() for (own, other), want in zip(widths, wanted, strict=True)
+        )
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Both sides' states, layer by layer ([B, N, D], or [B, D] at sentence level), and where they are real."""
+        if self.level == "sentence":
+            assert student.pooled is not None and teacher.pooled is not None
+            return [self.projections[0](student.pooled)], [teacher.pooled], None
+        assert student.hidden is not None and teacher.hidden is not None
+        own = [student.hidden[layer] for layer, _ in self.pairs]
+        other = [teacher.hidden[layer] for _, layer in self.pairs]
+        if self.first_token:
+            assert student.mask is not None and teacher.mask is not None
+            mask = student.mask[:, :1] & teacher.mask[:, :1]
+            own, other = [h[:, :1] for h in own], [h[:, :1] for h in other]
+        else:
+            pairing = pair(batch, student, teacher)
+            mask = pairing.mask
+            own, other = [states(h, pairing.student) for h in own], [states(h, pairing.teacher) for h in other]
+        number = len(self.projections)
+        return [self.projections[place % number](h) for place, h in enumerate(own)], other, mask
+
+
+class Feature(Objective):
+    """Hidden states of mapped layers, or sentence vectors, by one of ``losses.hidden``.
+
+    Args:
+        loss: ``hidden_mse``, ``cosine``, ``patient`` (first token), ``gram`` or ``nst``.
+        layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
+        convention: a published variant of the loss; see there.
+        member: of an ensemble, the teacher that it learns from, from 0.
+    """
+
+    def __init__(
+        self,
+        loss: str = "hidden_mse",
+        layers: LayerMap = "uniform",
+        level: str = "auto",
+        projection: str = "auto",
+        shared_projection: bool = False,
+        embeddings: bool = False,
+        convention: str = "house",
+        member: int | None = None,
+    ) -> None:
+        super().__init__()
+        if loss not in FEATURE_LOSSES:
+            raise UserError(f"loss: {choices(loss, FEATURE_LOSSES)}")
+        if loss == "cosine" and convention != "house":
+            raise UserError(f"convention: {choices(convention, ('house',))} for cosine")
+        if loss in TOKENS_ONLY and level == "sentence":
+            raise UserError(f"loss={loss} relates the tokens of a row, and level=sentence has none: use level=tokens")
+        given = {} if loss == "cosine" else {"convention": convention}
+        self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), **given)
+        self.loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))  # raises ValueError for a convention that it lacks
+        self.member = member
+        self.states = StatePairs(
+            layers,
+            "tokens" if loss in TOKENS_ONLY else level,
+            projection,
+            shared_projection,
+            embeddings,
+            same_width=loss not in ANY_WIDTH,
+            first_token=loss == "patient",
+        )
+
+    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+        _bind_states(self, self.states, student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        own, other, mask = self.states(student, teacher, batch)
+        return self.loss(own, other, mask=mask)
+
+
+class Semantic(Objective):
+    """Class scores and hidden states in one term: ``losses.semantic``.
+
+    Args:
+        weight: w of the KL term.
+        temperature, divergence, convention: see ``losses.semantic``.
+        layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        temperature: float = 1.0,
+        divergence: str = "forward",
+        convention: str = "house",
+        layers: LayerMap = "uniform",
+        level: str = "auto",
+        projection: str = "auto",
+        shared_projection: bool = False,
+        embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.loss: Callable[..., Tensor] = partial(
+            losses.semantic, weight=weight, temperature=temperature, divergence=divergence, convention=convention
+        )
+        logits, hidden = torch.zeros(1, 2), torch.zeros(1, 2)
+        self.loss(logits, logits, student_hidden=hidden, teacher_hidden=hidden)  # raises ValueError for bad settings
+        self.states = StatePairs(layers, level, projection, shared_projection, embeddings)
+
+    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+        _bind_states(self, self.states, student, teacher)
+        self.needs |= {"logits"}
+        self.teacher_needs |= {"logits"}
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None and student.logits is not None and teacher.logits is not None
+        own, other, mask = self.states(student, teacher, batch)
+        return self.loss(student.logits, teacher.logits, student_hidden=own, teacher_hidden=other, mask=mask)
+
+
+def _bind_states(objective: Objective, pairs: StatePairs, student: Model, teacher: Teacher | None) -> None:
+    if teacher is not None:
+        pairs.bind(student, teacher)
+    objective.needs = objective.teacher_needs = pairs.needs
+    objective.needs_shared_tokens = pairs.level == "tokens" and not pairs.first_token
+
+
+def _width(model: Model | Teacher, layer: int) -> int:
+    return model.width if layer else model.embedding_width

@@ -1,0 +1,84 @@
+"""Tokens side by side: as they are where both sides read the same, pooled to words where they do not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdresearch.structures import Batch, Outputs
+
+
+class Pairing(NamedTuple):
+    """Where both sides have something to compare, and what it is made of."""
+
+    mask: Tensor  # [B, N] bool
+    student: Tensor | None = (
+        None  # [B, N, T] float: 1 where a token is part of a word; None takes the tokens themselves
+    )
+    teacher: Tensor | None = None
+
+
+def pair(batch: Batch, student: Outputs, teacher: Outputs) -> Pairing:
+    """The N tokens, or the words of the text, that both sides read.
+
+    Words are compared where ``batch`` says which word each token belongs to. Those that one side does not have
+    (truncated differently) and tokens that belong to none (special tokens) are left out.
+
+    Raises:
+        ValueError: tokens that differ, in a batch that says nothing of words.
+    """
+    assert student.mask is not None and teacher.mask is not None
+    own, other = batch.student.words, batch.teacher.words if batch.teacher is not None else None
+    if own is None or other is None:
+        if student.mask.shape != teacher.mask.shape:
+            raise ValueError(
+                f"the student reads {list(student.mask.shape)} tokens and the teacher {list(teacher.mask.shape)}: "
+                "both must read the same, or the batch must say which words they belong to"
+            )
+        return Pairing(student.mask & teacher.mask)
+    size = int(torch.maximum(own.max(), other.max())) + 1
+    both = _present(own, size) & _present(other, size)
+    place = both.cumsum(1).masked_fill(~both, 0)  # 1.. for the words of both sides; 0 for the rest
+    number = int(place.max()) if place.numel() else 0
+    slots = torch.arange(1, max(1, number) + 1, device=own.device)
+    members = []
+    for words in (own, other):
+        slot = torch.cat([place.new_zeros(len(place), 1), place], 1).gather(1, words + 1)  # -1 falls into slot 0
+        members.append((slot.unsqueeze(1) == slots[:, None]).float())
+    return Pairing(members[0].any(2), *members)
+
+
+def states(hidden: Tensor, member: Tensor | None) -> Tensor:
+    """Token states [B, T, D] as they are, or the mean over each word's tokens [B, N, D]."""
+    if member is None:
+        return hidden
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    member = member.to(hidden.dtype)
+    share = member / member.sum(2, keepdim=True).clamp(min=1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return share @ hidden
+
+
+def attention(maps: Tensor, member: Tensor | None) -> Tensor:
+    """Attention probabilities [B, H, Q, T] as they are, or from word to word [B, H, Q or N, N].
+
+    What a word attends to is the mean over its tokens; what is paid to it is their sum (Clark et al. 2019, §4.1). A
+    single query (Q = 1 < T, pooling attention) stays one. Rows are renormalised over the words compared.
+    """
+    if member is None:
+        return maps
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    member = member.to(maps.dtype).unsqueeze(1)
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = maps @ member.transpose(2, 3)
+        if maps.shape[2] == member.shape[3]:
+            maps = member @ maps  # their sum, which the next line makes the mean
+    return maps / maps.sum(3, keepdim=True).clamp(min=1e-12)
+
+
+def _present(words: Tensor, size: int) -> Tensor:
+    """[B, size] bool: which words a side has a token of."""
+    there = torch.zeros(len(words), size + 1, dtype=torch.bool, device=words.device)
+    return there.scatter(1, words + 1, True)[:, 1:]

@@ -1,0 +1,43 @@
+"""Relational distillation: how the vectors of a batch lie to each other (RKD, Park et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdresearch.objectives.logits import Label, SoftLabel
+from kdresearch.objectives.relation import Pkt, RkdAngle, RkdDistance, SimilarityPreserving
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.structures import Model
+
+
+class RelationDistiller(Distiller):
+    """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + Σ weights.RELATION · losses.RELATION.
+
+    Args:
+        convention: of the relations but ``similarity_preserving``, ``house`` or ``published``; see ``losses``.
+        temperature: τ of the soft labels.
+        label_smoothing: ε of the first term.
+        weights: ``label``, ``soft_label``, ``rkd_distance``, ``rkd_angle``, ``similarity_preserving`` and ``pkt``. Park
+            et al. have the angle at twice the distance.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        *,
+        convention: str = "house",
+        temperature: float = 2.0,
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, float],
+        **wiring: Any,
+    ) -> None:
+        objectives = {
+            "label": Label(label_smoothing),
+            "soft_label": SoftLabel(temperature),
+            "rkd_distance": RkdDistance(convention),
+            "rkd_angle": RkdAngle(convention),
+            "similarity_preserving": SimilarityPreserving(),
+            "pkt": Pkt(convention),
+        }
+        super().__init__(student, objectives=objectives, weights=weights, **wiring)
