@@ -26,7 +26,18 @@ from kdresearch import __version__
 from kdresearch.apps.config import plain
 from kdresearch.artifacts import digest
 
-_IDENTITY = ("data", "student", "teacher", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection")
+_IDENTITY = (
+    "data",
+    "student",
+    "teacher",
+    "strategy",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "seeds",
+    "selection",
+    "start",
+)
 _PACKAGES = (
     "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "wandb", "torchtext", "transformers", "tokenizers",
     "numpy", "pyarrow",
@@ -220,8 +231,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 # What says where things lie or how they are shown is no part of a method.
 _NO_PART = (
     "seed=", "seeds.init=", "seeds.order=", "name=", "study=", "tags=", "threads=", "resume=", "logger", "data.path=",
-    "data.train=", "data.test=", "data.validation_file=", "data.unlabelled=",
-    "checkpoint_every=", "experiment=", "data=", "student=", "strategy=", "teacher=", "data.transfer=", "evaluation.",
+    "data.train=", "data.test=", "data.validation_file=", "data.unlabelled=", "checkpoint_every=", "telemetry_every=",
+    "experiment=", "data=", "student=", "strategy=", "teacher=", "data.transfer=", "evaluation.",
 )  # fmt: skip
 
 
@@ -232,7 +243,7 @@ def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
         "labels": cfg.data.get("labels"),
         "student": chosen.options["student"],
         "strategy": chosen.options["strategy"],
-        "teacher": chosen.options["teacher"] if needs_teacher(cfg) else None,
+        "teacher": chosen.options["teacher"] if needs_teacher(cfg) or cfg.start["from"] is not None else None,
         "transfer": cfg.data.transfer,
         "experiment": chosen.options["experiment"],
         "overrides": sorted(part for part in chosen.overrides if not part.startswith(_NO_PART)),

@@ -20,19 +20,21 @@ from kdresearch.apps.record import Chosen
 from kdresearch.apps.say import say
 from kdresearch.artifacts import Store, file_sha256
 from kdresearch.data.datamodule import TextDataModule
+from kdresearch.data.tokenizers import gives_words
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.metrics import better_than_chance, task_metrics
 from kdresearch.hub import hub_name
-from kdresearch.structures import FIELDS, LOGITS, Batch, Teacher, Tokens
+from kdresearch.structures import FIELDS, LOGITS, RECORDED, UNLABELLED, Batch, Model, Reading, Teacher, Tokens
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher
 from kdresearch.teachers.live import PRECISIONS, LiveTeacher
 from kdresearch.teachers.recorded import RecordedTeacher, record
 
 SOURCES = ("recipe", "path", "id", "members")
-MODES = ("recorded", "live")
-_TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection")
+MODES = ("auto", "recorded", "live")
+_TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection", "start")
 _OF_A_MEMBER = ("recipe", "path", "id", "data", "max_length", "truncation")
+BY_ACCURACY = "accuracy"
 Train = Callable[[DictConfig, Path, Chosen], Any]
 
 
@@ -45,6 +47,15 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """A teacher at work."""
+
+    training: Teacher  # asked about training batches
+    evaluation: Teacher  # asked about validation and test rows; always recorded
+    reading: Reading  # how its tokens correspond to the student's
+
+
 def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
     """The packages that the teacher consists of; a recipe whose result the store lacks is trained.
 
@@ -55,12 +66,10 @@ def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
         UserError: options that contradict each other or name nothing; told before anything is trained.
     """
     _check_options(cfg)
-    members = (
-        [cfg.teacher] if cfg.teacher.members is None else [_member(cfg.teacher, each) for each in cfg.teacher.members]
-    )
+    members = _members(cfg)
     folders = [_package_folder(cfg, member, chosen, store, train) for member in members]
     name = " + ".join(_name(member) for member in members)
-    sizes = [parameters(package.load(folder).model) for folder in folders]  # type: ignore[arg-type]
+    sizes = [parameters(package.outline(folder)[0]) for folder in folders]  # type: ignore[arg-type]
     facts = {
         "name": name,
         "fingerprint": fingerprint(cfg, folders),
@@ -68,7 +77,6 @@ def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
         "parameters_without_embeddings": sum(size["without_embeddings"] for size in sizes),
         "bytes": sum(directory_bytes(folder) for folder in folders),
         "packages": [str(folder) for folder in folders],
-        "mode": cfg.teacher.mode,
         "precision": cfg.teacher.precision,
     }
     return Found(name, folders, facts)
@@ -87,7 +95,60 @@ def _check_options(cfg: DictConfig) -> None:
         raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
     if teacher.mode == "live" and len(teacher.members) > 1:
         raise UserError("teacher.mode=live runs one teacher: an ensemble is recorded")
-    EnsembleTeacher([Promised(()) for _ in teacher.members], teacher.average, plain(teacher.weights))
+    if isinstance(teacher.weights, str) and teacher.weights != BY_ACCURACY:
+        raise UserError(f"teacher.weights: numbers, or {BY_ACCURACY}, not {teacher.weights!r}")
+    weights = None if teacher.weights == BY_ACCURACY else plain(teacher.weights)
+    EnsembleTeacher([Promised(()) for _ in teacher.members], teacher.average, weights)
+
+
+def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule) -> tuple[Teacher, Reading]:
+    """The teacher's shape and how it reads, before it is trained or asked: enough to refuse what cannot be.
+
+    Raises:
+        UserError: options that contradict each other or name nothing.
+    """
+    _check_options(cfg)
+    promised, readings = [], []
+    for member in _members(cfg):
+        model, tokenizer = _outline(cfg, member, chosen, store)
+        sensitive = frozenset({"sensitivity"}) if "embeddings" in model.provides else frozenset[str]()
+        recorded = cfg.teacher.mode == "recorded" or cfg.teacher.members is not None
+        promised.append(
+            Promised(
+                data.classes,
+                model.provides & RECORDED if recorded else model.provides | sensitive,
+                model.width,
+                model.depth,
+                model.heads,
+                model.embedding_width,
+                type(model).__name__,
+                recorded,
+            )
+        )
+        readings.append(_reading(data.tokenizer, tokenizer))
+    if cfg.teacher.members is None:
+        return promised[0], readings[0]
+    weights = None if cfg.teacher.weights == BY_ACCURACY else plain(cfg.teacher.weights)
+    return EnsembleTeacher(promised, cfg.teacher.average, weights), Reading("apart", "an ensemble is recorded")
+
+
+def _reading(own: Any, other: Any) -> Reading:
+    """How two tokenizers' tokens correspond, as far as their settings tell."""
+    if own.key() == other.key():
+        return Reading("same")
+    without = [each.key()["tokenizer"] for each in (own, other) if not gives_words(each)]
+    if without:
+        return Reading("apart", f"the {' and the '.join(without)} tokenizer gives no character offsets")
+    return Reading("words")
+
+
+def _outline(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store) -> tuple[Model, Any]:
+    """A model of the teacher's shape, and its tokenizer, fitted or not."""
+    if _source(teacher, chosen) != "recipe":
+        return package.outline(_package_folder(cfg, teacher, chosen, store, None))
+    recipe, _ = _recipe(cfg, teacher, chosen)
+    model: Model = build(recipe.student.model, "teacher.recipe: student.model", vocabulary=2, classes=2)
+    return model, build(recipe.student.tokenizer, "teacher.recipe: student.tokenizer")
 
 
 def fingerprint(cfg: DictConfig, folders: list[Path]) -> str:
@@ -98,32 +159,38 @@ def fingerprint(cfg: DictConfig, folders: list[Path]) -> str:
     return hashlib.sha256(how.encode()).hexdigest()[:24]
 
 
-def answer(cfg: DictConfig, found: Found, data: TextDataModule, store: Store, device: str) -> Teacher:
-    """The teacher as it answers this run's batches, in the data's classes; what is recorded is recorded here.
+def answer(
+    cfg: DictConfig, found: Found, data: TextDataModule, store: Store, device: str, *, live: bool, token_level: bool
+) -> Answers:
+    """The teacher as it answers this run, in the data's classes.
+
+    What is recorded is recorded here; a live teacher answers training batches only, and is recorded for the
+    validation and test rows.
+
+    Args:
+        live: whether it runs beside the student.
+        token_level: whether its tokens are compared with the student's.
 
     Raises:
         UserError: class names that do not match, or a teacher no better than chance on the validation rows.
     """
-    mode = cfg.teacher.mode
     class_map = plain(cfg.teacher.class_map)
     for folder in found.folders:  # names first: nothing is computed for a teacher that cannot fit
         MappedTeacher(Promised(package.classes(folder)), data.classes, class_map)
-    if mode == "live":
-        teacher: Teacher = _live(cfg, found, data, class_map, device)
-        _check(found, teacher, data)
-        return teacher
     # The validation rows first: a useless teacher is refused before the rest is paid for.
-    for index in (data.split.validation, data.used):
-        teacher = _recorded(cfg, found, data, store, index, class_map, device)
-        if index is data.split.validation:
-            _check(found, teacher, data)
-    return teacher
-
-
-def _live(cfg: DictConfig, found: Found, data: TextDataModule, class_map: Any, device: str) -> Teacher:
+    _check(found, _recorded(cfg, found, data, store, data.split.validation, class_map, device), data)
+    evaluated = np.concatenate([data.split.validation, data.split.test])
+    recorded = _recorded(cfg, found, data, store, evaluated if live else data.used, class_map, device)
+    found.facts["mode"] = "live" if live else "recorded"
+    if not live:
+        return Answers(recorded, recorded, Reading("apart", "the teacher is recorded"))
     opened = package.load(found.folders[0])
-    data.teacher_rows = data.read_by(opened.tokenizer, opened.fingerprint)
-    return MappedTeacher(LiveTeacher(opened, str(cfg.teacher.precision)), data.classes, class_map).to(device)
+    data.read_teacher(opened.tokenizer, opened.fingerprint, token_level=token_level)
+    reading = Reading(data.reading)
+    if reading.kind == "apart":
+        reading = _reading(data.tokenizer, opened.tokenizer)
+    teacher = MappedTeacher(LiveTeacher(opened, str(cfg.teacher.precision)), data.classes, class_map)
+    return Answers(teacher, recorded, reading)
 
 
 def _recorded(
@@ -144,19 +211,23 @@ def _recorded(
         )
         recorded = RecordedTeacher(pieces, data.corpus, index, package.classes(folder))
         members.append(MappedTeacher(recorded, data.classes, class_map))
-    if len(members) == 1:
+    if cfg.teacher.members is None:
         return members[0]
-    return EnsembleTeacher(members, cfg.teacher.average, plain(cfg.teacher.weights))
+    weights = plain(cfg.teacher.weights)
+    if weights == BY_ACCURACY:
+        label = torch.from_numpy(data.labels[data.split.validation])
+        answers = [logits_of(member, data, data.split.validation) for member in members]
+        weights = [task_metrics(logits, label)["accuracy"] for logits in answers]
+    return EnsembleTeacher(members, cfg.teacher.average, weights)
 
 
 def logits_of(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> torch.Tensor:
-    """The teacher's logits [N, C] on rows, on the CPU."""
+    """A recorded teacher's logits [N, C] on rows, on the CPU."""
     found = torch.empty(len(index), len(data.classes))
     for first in range(0, len(index), 256):
         rows = torch.from_numpy(index[first : first + 256])
-        tokens = data.teacher_rows.tokens(rows.numpy()) if data.teacher_rows is not None else None
         empty = Tokens(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 1, dtype=torch.bool))
-        logits = teacher(Batch(rows, torch.full((len(rows),), -1), empty, tokens), LOGITS).logits
+        logits = teacher(Batch(rows, torch.full((len(rows),), UNLABELLED), empty), LOGITS).logits
         assert logits is not None
         found[first : first + 256] = logits.float().cpu()
     return found
@@ -185,19 +256,28 @@ def _check(found: Found, teacher: Teacher, data: TextDataModule) -> None:
 
 @dataclass(frozen=True)
 class Promised:
-    """A teacher that is not there yet: its class names, to check what is asked of it before it is paid for."""
+    """A teacher that is not there yet: its shape, to check what is asked of it before it is paid for."""
 
     classes: tuple[str, ...]
     provides: frozenset[str] = FIELDS
     width: int = 0
     depth: int = 0
     heads: int = 0
+    embedding_width: int = 0
+    name: str = "the teacher"
+    recorded: bool = False
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Any:
         raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Teacher:
         return self
+
+
+def _members(cfg: DictConfig) -> list[DictConfig]:
+    if cfg.teacher.members is None:
+        return [cfg.teacher]
+    return [_member(cfg.teacher, each) for each in cfg.teacher.members]
 
 
 def _member(teacher: DictConfig, member: Any) -> DictConfig:
@@ -226,7 +306,8 @@ def _name(teacher: DictConfig) -> str:
     return Path(str(teacher.path or teacher.id)).name
 
 
-def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train) -> Path:
+def _source(teacher: DictConfig, chosen: Chosen) -> str:
+    """Which of recipe, path and id names the teacher; UserError unless exactly one does."""
     given = [source for source in SOURCES[:3] if teacher[source] is not None]
     if not given:
         raise UserError(
@@ -235,10 +316,16 @@ def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store:
         )
     if len(given) > 1:
         raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
-    if teacher.path is not None:
+    return given[0]
+
+
+def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train | None) -> Path:
+    source = _source(teacher, chosen)
+    if source == "path":
         return package.located(teacher.path)
-    if teacher.id is not None:
+    if source == "id":
         return _from_hub(teacher, store)
+    assert train is not None
     return _trained(cfg, teacher, chosen, store, train)
 
 
@@ -260,8 +347,8 @@ def _from_hub(teacher: DictConfig, store: Store) -> Path:
     return store.build("teacher", key, fetch, waiting=say)
 
 
-def _trained(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train) -> Path:
-    """The package of a recipe: what ``kdresearch train`` with its overrides leaves, trained once and kept."""
+def _recipe(cfg: DictConfig, teacher: DictConfig, chosen: Chosen) -> tuple[DictConfig, Chosen]:
+    """The whole configuration that trains a recipe's teacher on this run's data."""
     overrides = [str(part) for part in teacher.recipe]
     recipe = compose("train", [*overrides, "teacher=none", "logger=none"], return_hydra_config=True)
     of_recipe = Chosen(dict(recipe.hydra.runtime.choices) | {"data": chosen.options["data"]}, overrides)
@@ -275,6 +362,12 @@ def _trained(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store,
             recipe.trainer[where] = cfg.trainer[where]
         recipe.name = f"teacher {_name(teacher)}"
         recipe.evaluation.efficiency = False
+    return recipe, of_recipe
+
+
+def _trained(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train) -> Path:
+    """The package of a recipe: what ``kdresearch train`` with its overrides leaves, trained once and kept."""
+    recipe, of_recipe = _recipe(cfg, teacher, chosen)
     training = {key: plain(recipe[key]) for key in _TRAINING}
     for where in ("accelerator", "devices"):
         training["trainer"].pop(where)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdresearch import __version__, package
+from kdresearch.apps import start
 from kdresearch.apps import teacher as teachers
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.loggers import close_wandb, make_loggers
@@ -33,7 +34,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.strategies.distiller import VALIDATION_METRICS, Distiller
-from kdresearch.structures import Model, Teacher
+from kdresearch.structures import RECORDED, SAME, Model, Reading, Teacher
 
 _CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit")
 
@@ -73,28 +74,36 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
         say("duplicates dropped from training: " + ", ".join(f"{n:,} {name}" for name, n in dropped.items() if n))
 
     # Once with a teacher that is only promised: what the strategy refuses is refused before a real one is paid for.
-    student = _student(cfg, data)
-    _strategy(cfg, student, data, teachers.Promised(data.classes) if needs_teacher(cfg) else None)
-    answer: Teacher | None = None
+    teaches = needs_teacher(cfg)
+    promised, reading = teachers.promise(cfg, chosen, store, data) if teaches else (None, SAME)
+    planned = _strategy(cfg, student := _student(cfg, data), data, promised, reading)
+    start.check(cfg, student, data)
+    answers: teachers.Answers | None = None
     device = "cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    if needs_teacher(cfg):
+    if teaches or cfg.start["from"] is not None:
         with phases("teacher"):
             found = teachers.find(cfg, chosen, store, run)
             _environment(cfg)
+        record.facts["teacher"] = found.facts
+    if teaches:
         with phases("knowledge"):
-            answer = teachers.answer(cfg, found, data, store, device)
+            live = cfg.teacher.mode == "live" or not planned.teacher_needs <= RECORDED
+            answers = teachers.answer(cfg, found, data, store, device, live=live, token_level=planned.compares_tokens)
         record.facts["teacher"] = found.facts
 
     pl.seed_everything(cfg.seeds.init, workers=True, verbose=False)
     student = _student(cfg, data)
     with phases("data"):
         _look_at_data(student, data)
-    module = _strategy(cfg, student, data, answer)
+    if cfg.start["from"] is not None:
+        with phases("knowledge"):
+            start.begin(cfg, student, data, found.folders[0], store)
+    module = _strategy(cfg, student, data, *((answers.training, answers.reading) if answers else (None, SAME)))
     with phases("fit"):
         updates, best_epoch = _fit(cfg, folder, module, data, record)
     record.facts |= {"updates": updates, "best_epoch": best_epoch}
     with phases("evaluate"):
-        return _evaluate(cfg, folder, module, data, answer, record)
+        return _evaluate(cfg, folder, module, data, answers.evaluation if answers else None, record)
 
 
 def _student(cfg: DictConfig, data: TextDataModule) -> Model:
@@ -103,7 +112,9 @@ def _student(cfg: DictConfig, data: TextDataModule) -> Model:
     return student
 
 
-def _strategy(cfg: DictConfig, student: Model, data: TextDataModule, answer: Teacher | None) -> Distiller:
+def _strategy(
+    cfg: DictConfig, student: Model, data: TextDataModule, answer: Teacher | None, reading: Reading
+) -> Distiller:
     optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
     made = build(cfg.optimizer, "optimizer", params=[torch.nn.Parameter(torch.zeros(1))])  # both refuse early
     build(cfg.scheduler, "scheduler", optimizer=made, total=1)
@@ -116,6 +127,9 @@ def _strategy(cfg: DictConfig, student: Model, data: TextDataModule, answer: Tea
         optimizer=optimizer,
         scheduler=scheduler,
         head_lr_scale=cfg.student.training.head_lr_scale,
+        reading=reading,
+        batch_size=cfg.student.training.batch_size,
+        telemetry_every=cfg.telemetry_every,
     )
     if len(data.split.transfer) and not module.learns_from_unlabelled:
         raise UserError(
