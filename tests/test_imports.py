@@ -25,6 +25,7 @@ ALLOWED = {
     "models": BASE,
     "data": BASE,
     "teachers": BASE | {"package", "data"},
+    "generation": BASE | {"data"},
     "evaluation": {"structures", "errors"},
     "reporting": {"evaluation", "structures", "errors"},
 }

@@ -1,0 +1,344 @@
+"""Texts that a causal language model writes on from a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdresearch.artifacts import file_sha256
+from kdresearch.errors import UserError, choices
+from kdresearch.hub import hub_name
+from kdresearch.structures import UNLABELLED
+
+DTYPES = ("float32", "bfloat16", "float16")
+BALANCES = ("uniform", "train")
+FIELDS = ("label", "text")
+
+
+@dataclass(kw_only=True)
+class CausalLm:
+    """Any Hugging Face causal language model, with nucleus sampling (Holtzman et al. 2020).
+
+    A prompt that names ``{label}`` asks for a class, drawn for each sample; one that names ``{text}`` goes on from
+    the first words of a row, of that class where it names both. The sample is what follows the prompt.
+
+    Args:
+        path: a folder or hub id.
+        prompt: a template; ``{label}`` is a class's name, ``{text}`` the opening of a row.
+        names: what a class is called in the prompt, where that is not its name.
+        balance: classes are drawn ``uniform``-ly, or as often as among the labelled rows (``train``).
+        words: of a row that ``{text}`` stands for.
+        keep_prompt: the sample begins with its prompt.
+        one_line: the sample ends at the first line break.
+        temperature: 0 takes the likeliest token.
+        top_p: probability of the nucleus that tokens are drawn from; 1 is all of them.
+        dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        UserError: no such model, or settings that make no sense.
+    """
+
+    path: str | Path
+    prompt: str = "A {label} text:"
+    names: dict[str, str] = field(default_factory=dict)
+    balance: str = "uniform"
+    words: int = 8
+    keep_prompt: bool = False
+    one_line: bool = True
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_new_tokens: int = 128
+    batch_size: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_p, self.balance)
+        try:
+            self.asks = {name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None}
+        except ValueError as error:
+            raise UserError(f"generator.prompt: {self.prompt!r} is no template ({error})") from error
+        for name in sorted(self.asks - set(FIELDS)):
+            raise UserError(f"generator.prompt: {choices(name, FIELDS)}")
+        for setting in ("words", "max_new_tokens", "batch_size"):
+            if getattr(self, setting) < 1:
+                raise UserError(f"generator.{setting} must be at least 1, not {getattr(self, setting)}")
+        check_dtype(self.dtype)
+        hub_name(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+    def key(self) -> dict[str, Any]:
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
+        return {"generator": "causal_lm", "model": self.fingerprint, **settings}
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        folder: Path,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        for name in sorted(set(self.names) - set(classes)):
+            raise UserError(f"generator.names: {choices(name, classes)}")
+        self.called = [self.names.get(name, name) for name in classes]
+        self.rows = [" ".join(text.split()[: self.words]) for text in texts]
+        self.labels = np.asarray(labels)
+        if "text" in self.asks and not any(self.rows):
+            raise UserError("generator.prompt: there is no text to go on from")
+        if "label" in self.asks and (self.balance == "train" or "text" in self.asks):
+            draw_labels(1, self.labels, len(classes), self.balance, np.random.default_rng(0))  # refuses here
+        say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForCausalLM", self.dtype, device)
+        _check_causal(self.model, self.path)
+        self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if self.positions is not None and self.max_new_tokens >= self.positions:
+            raise UserError(
+                f"generator.max_new_tokens: {self.path} has room for {self.positions} tokens, "
+                f"the prompt among them: {self.max_new_tokens} is too many"
+            )
+        self.stop = self._ends()
+
+    def _ends(self) -> frozenset[int]:
+        own = self.model.generation_config.eos_token_id
+        ends = set(own) if isinstance(own, list) else {own}
+        ends = {end for end in ends | {self.tokenizer.eos_token_id} if end is not None}
+        if self.one_line:
+            pieces = self.tokenizer.batch_decode([[number] for number in range(len(self.tokenizer))])
+            ends |= {number for number, piece in enumerate(pieces) if "\n" in piece}
+        return frozenset(ends)
+
+    def generate(self, number: int, seed: int, start: int) -> list[str]:
+        prompts = [self._ids(prompt) for prompt in self.prompts(number, np.random.default_rng(seed))]
+        written = sample(
+            self.model,
+            prompts,
+            seed=seed,
+            stop=self.stop,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+        return [self._text(prompt, new) for prompt, new in zip(prompts, written, strict=True)]
+
+    def prompts(self, number: int, random: np.random.Generator) -> list[str]:
+        """The template filled in so many times."""
+        drawn = np.full(number, UNLABELLED)
+        if "label" in self.asks:
+            among = self.labels if "text" in self.asks or self.balance == "train" else np.arange(len(self.called))
+            drawn = draw_labels(number, among, len(self.called), self.balance, random)
+        filled = []
+        for label in drawn:
+            values = {"label": self.called[label] if label != UNLABELLED else ""}
+            if "text" in self.asks:
+                of_label = self.labels == label if label != UNLABELLED else np.ones(len(self.rows), bool)
+                values["text"] = self.rows[random.choice(np.flatnonzero(of_label))]
+            filled.append(self.prompt.format(**values))
+        return filled
+
+    def _ids(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        while ids and ids[-1] == self.tokenizer.eos_token_id:  # of a tokenizer that ends every text
+            ids.pop()
+        if not ids:
+            start = self.tokenizer.bos_token_id
+            start = self.tokenizer.eos_token_id if start is None else start
+            if start is None:
+                raise UserError(f"generator.prompt: {self.path} has no token to begin with: give a prompt")
+            ids = [start]
+        return ids if self.positions is None else ids[-(self.positions - self.max_new_tokens) :]
+
+    def _text(self, prompt: list[int], new: list[int]) -> str:
+        # Decoded in one piece: a tokenizer that marks the beginning of words drops the space before the first.
+        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        before, whole = (self.tokenizer.decode(ids, **settings) for ids in (prompt, prompt + new))
+        text = whole[len(before) :]
+        text = text.split("\n")[0] if self.one_line else text
+        return str(before + text if self.keep_prompt else text).strip()
+
+
+@torch.inference_mode()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    stop: Collection[int],
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    cache: bool = True,
+) -> list[list[int]]:
+    """The tokens that a causal language model adds to each prompt, up to and with the first that is in ``stop``.
+
+    The first token of a sample is never one of ``stop``.
+
+    Args:
+        prompts: ids, at least one in each; shorter ones are padded on the left within a batch.
+        seed: the same draws for the same seed and ``batch_size``.
+        cache: keep keys and values between tokens; the same tokens without, later.
+    """
+    from transformers import GenerationConfig
+
+    configuration: Any = GenerationConfig  # untyped there
+    model.generation_config = configuration()  # what came with the model would fill in what is not set here
+    settings = configuration(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=1,
+        eos_token_id=sorted(stop) or None,
+        pad_token_id=0,  # masked, or after the end
+        use_cache=cache,
+    )
+    device = next(model.parameters()).device
+    drawing = []
+    if temperature > 0 and top_p > 0:
+        drawing = [Nucleus(temperature, top_p, torch.Generator(device).manual_seed(seed))]
+    written = []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in batch], device=device)
+        empty = torch.tensor([[width - len(prompt)] for prompt in batch], device=device)
+        mask = (torch.arange(width, device=device) >= empty).long()
+        answer = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=drawing
+        )
+        for row in answer[:, width:].tolist():
+            end = next((place for place, token in enumerate(row) if token in stop), len(row))
+            written.append(row[: end + 1])
+    return written
+
+
+class Nucleus:
+    """Draws the next tokens: the one of each row keeps a score above -inf, so that greedy decoding takes it.
+
+    The nucleus is the fewest likeliest tokens that hold ``top_p`` of the probability (Holtzman et al. 2020, §3.1).
+    Some likeliest ones are looked at, and more only where these hold less: to sort and to draw from a whole
+    vocabulary at each token is most of the time that a small model takes.
+    """
+
+    WIDTH = 256
+
+    def __init__(self, temperature: float, top_p: float, draws: torch.Generator) -> None:
+        self.temperature, self.top_p, self.draws = temperature, top_p, draws
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V] of which one in each row is 0 and the others are -inf."""
+        shares = torch.softmax(scores.float() / self.temperature, dim=-1)
+        size = shares.shape[1]
+        if self.top_p == 1:
+            drawn = torch.multinomial(shares, 1, generator=self.draws)
+        else:
+            width = min(self.WIDTH, size)
+            likeliest, names = shares.topk(width)
+            while width < size and likeliest.sum(dim=1).min() < self.top_p:
+                width = min(8 * width, size)
+                likeliest, names = shares.topk(width)
+            before = likeliest.cumsum(dim=1) - likeliest  # what the likelier ones hold
+            nucleus = likeliest.masked_fill(before >= self.top_p, 0)
+            drawn = names.gather(1, torch.multinomial(nucleus, 1, generator=self.draws))
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """A pretrained language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        kind: the class of transformers that reads it, such as ``AutoModelForCausalLM``.
+
+    Raises:
+        UserError: no such model, one of another kind, or one without trained weights for all of its parts.
+    """
+    import logging as levels
+
+    import transformers
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    name = hub_name(path)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(levels.CRITICAL)  # it prints a table of missing weights, and goes on
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model, report = getattr(transformers, kind).from_pretrained(
+            name, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"generator.path: {path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"generator.path: {path} holds no trained language model for {kind}: its weights lack "
+            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def fingerprint(path: str | Path) -> str:
+    """What the files of a model are known by: their digest in a folder, the commit of a hub id."""
+    name = hub_name(path)
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(name, "config.json")).parent.name  # snapshots/COMMIT/config.json
+        except (OSError, ValueError) as error:
+            raise UserError(f"generator.path: {name}: {str(error).splitlines()[0]}") from error
+    whole = hashlib.sha256()
+    for file in sorted(Path(name).iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
+            whole.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return whole.hexdigest()[:24]
+
+
+def draw_labels(number: int, labels: np.ndarray, classes: int, balance: str, random: np.random.Generator) -> np.ndarray:
+    """[number] classes of those that ``labels`` [N] holds: all alike (``uniform``), or as often as there (``train``).
+
+    Raises:
+        UserError: no row has a label.
+    """
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=classes)
+    if not counts.sum():
+        raise UserError("generator: no row has a label to draw a class from")
+    weights = counts if balance == "train" else counts > 0
+    return random.choice(classes, size=number, p=weights / weights.sum())
+
+
+def check_sampling(temperature: float, top_p: float, balance: str) -> None:
+    if temperature < 0:
+        raise UserError(f"generator.temperature must be at least 0, not {temperature}")
+    if not 0 <= top_p <= 1:
+        raise UserError(f"generator.top_p must be between 0 and 1, not {top_p}")
+    if balance not in BALANCES:
+        raise UserError(f"generator.balance: {choices(balance, BALANCES)}")
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"generator.dtype: {choices(dtype, DTYPES)}")
+
+
+@torch.inference_mode()
+def _check_causal(model: Any, path: str | Path) -> None:
+    """An encoder with a trained head loads as a causal model too, but sees the tokens that it is to guess."""
+    ids = torch.tensor([[0, 0, 0], [0, 0, 1]], device=next(model.parameters()).device)
+    logits = model(input_ids=ids).logits[:, 0].float()
+    noise = 4 * torch.finfo(next(model.parameters()).dtype).eps * logits.abs().max()
+    if (logits[0] - logits[1]).abs().max() > noise:
+        raise UserError(f"generator.path: {path} is no causal language model: it reads what comes after a token")

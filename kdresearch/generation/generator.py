@@ -1,0 +1,49 @@
+"""What makes pseudo-samples: texts for the teacher to label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Generator(Protocol):
+    """Makes texts: a pure function of its settings, of what it was prepared with, and of a chunk's seed and place."""
+
+    def key(self) -> dict[str, Any]:
+        """Settings, JSON-able, with the digest of every model or file that is read: part of the artifact's key."""
+        ...
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        folder: Path,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """Learn what is needed from the rows that may be learned from; called once, before ``generate``.
+
+        Args:
+            texts: N texts, of training and unlabelled rows.
+            labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
+            folder: empty the first time; what a costly preparation (a trained language model) leaves in it becomes
+                an artifact, and a later call finds it there and reads it instead. It is not to be changed then, nor
+                relied upon after this call, since it moves.
+            device: where models run.
+            say: told how far it is.
+        """
+        ...
+
+    def generate(self, number: int, seed: int, start: int) -> list[str]:
+        """One chunk, a pure function of the three arguments.
+
+        Args:
+            number: texts to make; fewer say that the source is exhausted.
+            seed: of this chunk alone, an integer of 32 bits.
+            start: the number of texts in the chunks before, for those that go through a source in order.
+        """
+        ...

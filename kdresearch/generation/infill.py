@@ -1,0 +1,139 @@
+"""Rows of which a masked language model writes some tokens anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdresearch.errors import UserError
+from kdresearch.generation.causal_lm import check_dtype, fingerprint, load
+from kdresearch.hub import hub_name
+
+
+@dataclass(kw_only=True)
+class Infill:
+    """Any Hugging Face masked language model: it masks tokens of a row and draws others for them (Wu et al. 2019).
+
+    The sample reads as the model's tokenizer writes it: an uncased one gives lower case.
+
+    Args:
+        path: a folder or hub id, with a trained language-model head.
+        mask_share: of a text's tokens, at least one, that are masked in each round.
+        temperature: 0 takes the likeliest token.
+        top_k: tokens that are drawn from, the likeliest; None is all of them. Special tokens are never drawn.
+        max_length: tokens read of a text, the special ones included.
+        rounds: times that a text is masked and filled, one after the other.
+        dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        UserError: no such model, or settings that make no sense.
+    """
+
+    path: str | Path
+    mask_share: float = 0.3
+    temperature: float = 1.0
+    top_k: int | None = 50
+    max_length: int = 128
+    batch_size: int = 32
+    rounds: int = 1
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_share <= 1:
+            raise UserError(f"generator.mask_share must be above 0 and at most 1, not {self.mask_share}")
+        if self.temperature < 0:
+            raise UserError(f"generator.temperature must be at least 0, not {self.temperature}")
+        least = {"top_k": 1, "max_length": 3, "batch_size": 1, "rounds": 1}
+        for name, value in ((name, getattr(self, name)) for name in least):
+            if value is not None and value < least[name]:
+                raise UserError(f"generator.{name} must be at least {least[name]}, not {value}")
+        check_dtype(self.dtype)
+        hub_name(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+    def key(self) -> dict[str, Any]:
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
+        return {"generator": "infill", "model": self.fingerprint, **settings}
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        folder: Path,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self.rows = [text for text in texts if text.strip()]
+        if not self.rows:
+            raise UserError("generator: there is no text to mask")
+        say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, device)
+        if self.tokenizer.mask_token_id is None:
+            raise UserError(f"generator.path: the tokenizer of {self.path} has no token to mask with")
+        positions = getattr(self.model.config, "max_position_embeddings", self.max_length)
+        room = min(positions, self.tokenizer.model_max_length)  # some positions may be the padding's own
+        if self.max_length > room:
+            raise UserError(f"generator.max_length: {self.path} reads at most {room} tokens, not {self.max_length}")
+
+    def generate(self, number: int, seed: int, start: int) -> list[str]:
+        random = np.random.default_rng(seed)
+        draws = torch.Generator(self.model.device).manual_seed(seed)
+        chosen = random.choice(len(self.rows), size=number, replace=number > len(self.rows))
+        encoded = self.tokenizer([self.rows[row] for row in chosen], truncation=True, max_length=self.max_length)
+        ids = encoded["input_ids"]
+        samples = [""] * number
+        by_length = np.argsort([len(row) for row in ids], kind="stable")
+        for first in range(0, number, self.batch_size):
+            places = by_length[first : first + self.batch_size]
+            batch = self.tokenizer.pad({"input_ids": [ids[place] for place in places]}, return_tensors="pt")
+            special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
+            tokens, mask = batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+            for _ in range(self.rounds):
+                masked = torch.from_numpy(masked_positions(~special.numpy(), self.mask_share, random))
+                tokens = self.fill(tokens, mask, masked.to(tokens.device), draws)
+            texts = self.tokenizer.batch_decode(
+                tokens.cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=True
+            )
+            for place, text in zip(places, texts, strict=True):
+                samples[place] = text.strip()
+        return samples
+
+    @torch.inference_mode()
+    def fill(self, ids: Tensor, mask: Tensor, masked: Tensor, draws: torch.Generator) -> Tensor:
+        """Ids [B, T] with those where ``masked`` [B, T] drawn from the model, which sees all the others.
+
+        Args:
+            mask: [B, T], 1 on real tokens.
+        """
+        read = ids.masked_fill(masked, self.tokenizer.mask_token_id)
+        logits = self.model(input_ids=read, attention_mask=mask).logits[masked].float()  # [M, V]
+        logits[:, self.tokenizer.all_special_ids] = -torch.inf
+        logits[:, len(self.tokenizer) :] = -torch.inf  # an embedding table may be wider than the vocabulary
+        likeliest, names = logits.topk(min(self.top_k or logits.shape[1], logits.shape[1]))
+        if self.temperature == 0:
+            drawn = names[:, :1]
+        else:
+            shares = torch.softmax(likeliest / self.temperature, dim=-1)
+            drawn = names.gather(1, torch.multinomial(shares, 1, generator=draws))
+        return ids.masked_scatter(masked, drawn)
+
+
+def masked_positions(real: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """Positions [B, T] to mask: ``share`` of those that are ``real`` [B, T], rounded, at least one of each row."""
+    counts = real.sum(axis=1, keepdims=True)
+    wanted = np.minimum(counts, np.maximum(1, np.rint(share * counts)))
+    order = np.where(real, random.random(real.shape), np.inf)
+    ranks: np.ndarray = order.argsort(axis=1).argsort(axis=1)
+    masked: np.ndarray = ranks < wanted
+    return masked

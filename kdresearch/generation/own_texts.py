@@ -1,0 +1,76 @@
+"""Texts that the user has: from another generator, another corpus, another year."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdresearch.artifacts import file_sha256
+from kdresearch.data.files import (
+    _DELIMITERS,
+    _SUFFIXES,
+    FORMATS,
+    _decoded,
+    _delimited,
+    _json_lines,
+    _parquet,
+    vetted,
+)
+from kdresearch.errors import UserError, choices
+
+LINES = "lines"
+
+
+class OwnTexts:
+    """A file's texts, in the order of the file.
+
+    Args:
+        path: one text per line, or CSV, TSV, JSON Lines or Parquet; ``~`` is expanded.
+        text: the column of the texts, except in lines.
+        format: ``lines``, or one of ``data.files.FORMATS``; None goes by the suffix, and any that is unknown is lines.
+        quoted: False where quotation marks are ordinary characters.
+
+    Raises:
+        UserError: a path that is not a file, an unknown format; from ``prepare``, a file that does not hold texts.
+    """
+
+    def __init__(self, path: str | Path, *, text: str = "text", format: str | None = None, quoted: bool = True) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise UserError(f"generator.path: {self.path} is not a file")
+        if format not in (None, LINES, *FORMATS):
+            raise UserError(f"generator.format: {choices(format, (LINES, *FORMATS))}")
+        suffix = self.path.with_suffix("").suffix if self.path.suffix.lower() == ".gz" else self.path.suffix
+        self.text, self.format, self.quoted = text, format or _SUFFIXES.get(suffix.lower(), LINES), quoted
+
+    def key(self) -> dict[str, Any]:
+        settings = {"text": self.text, "format": self.format, "quoted": self.quoted}
+        return {"generator": "own_texts", "file": file_sha256(self.path), **settings}
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        folder: Path,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """Read the file."""
+        where, wanted = f"generator.path: {self.path}", [self.text]
+        if self.format == "parquet":
+            (found,) = _parquet(where, self.path, wanted)
+        elif self.format == "jsonl":
+            (found,) = _json_lines(where, _decoded(where, self.path), wanted)
+        elif self.format == LINES:
+            found = [line for line in _decoded(where, self.path).splitlines() if line.strip()]
+        else:
+            delimiter = _DELIMITERS[self.format]
+            (found,) = _delimited(where, _decoded(where, self.path), wanted, delimiter, self.quoted)
+        self._texts = vetted(where, "texts", found).texts
+
+    def generate(self, number: int, seed: int, start: int) -> list[str]:
+        return self._texts[start : start + number]

@@ -1,0 +1,163 @@
+"""A pool of pseudo-samples: generated in pieces, filtered, kept.
+
+What a generator makes costs the most and depends on no filter: each chunk is an artifact of its own, so that a killed
+generation goes on at the next one, a larger pool pays for the difference alone, and other filters pay for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdresearch.artifacts import Store
+from kdresearch.errors import UserError
+from kdresearch.generation.filters import KEPT, OF_TEXT, Filters, TextFilter, counted
+from kdresearch.generation.generator import Generator
+
+FORMAT = 1
+LEAST = 0.05  # of the texts of the last PATIENCE chunks that must be kept
+PATIENCE = 20  # chunks
+_FILE = "texts.parquet"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pseudo-samples that passed the filters of the text."""
+
+    texts: list[str]
+    counts: dict[str, int]  # filter -> texts thrown away, in the order in which they are asked, and "kept"
+    path: Path  # of the artifact; its name is the pool's fingerprint
+
+
+def pool(
+    generator: Generator,
+    filters: Filters,
+    *,
+    store: Store,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    held_out: Sequence[str],
+    number: int,
+    seed: int,
+    chunk: int = 512,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> Pool:
+    """Generate until ``number`` texts have passed the filters, or open what was generated before.
+
+    A source that is exhausted before gives what it has, and says so.
+
+    Args:
+        texts: N training and unlabelled texts, which the generator may learn from; their copies are no samples.
+        labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
+        held_out: validation and test texts, which no sample may resemble.
+        chunk: texts of a piece, which is the unit of what a kill can lose.
+
+    Raises:
+        UserError: hardly a text passes the filters, or none of a source that is exhausted.
+    """
+    for name, value, least in (("number", number, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"generator.{name} must be at least {least}, not {value}")
+    rows = _digest([*texts, *map(str, np.asarray(labels).tolist()), *classes])
+    source = {"format": FORMAT, "generator": generator.key(), "rows": rows}
+    samples = {**source, "seed": seed, "chunk": chunk}
+    key = {**samples, "number": number, "filters": filters.key(), "held_out": _digest(held_out)}
+
+    def prepare() -> None:
+        new = False
+
+        def build(folder: Path) -> None:
+            nonlocal new
+            generator.prepare(texts, labels, classes, folder, device, say)
+            new = True
+
+        folder = store.build("generator", source, build, waiting=say)
+        if not new:
+            generator.prepare(texts, labels, classes, folder, device, say)
+
+    def build(folder: Path) -> None:
+        pieces = _pieces(generator, prepare, store, samples, say)
+        kept, counts = _gather(pieces, TextFilter(filters, texts, held_out), number, chunk, say)
+        _write(folder, kept)
+        (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+
+    path = store.build("pool", key, build, waiting=say)
+    return Pool(_read(path), json.loads((path / "counts.json").read_text()), path)
+
+
+def _pieces(
+    generator: Generator, prepare: Callable[[], None], store: Store, key: dict[str, Any], say: Callable[[str], None]
+) -> Iterator[list[str]]:
+    """The texts of one chunk after the other, generated where they are not in the store."""
+    prepared, seed, chunk = False, key["seed"], key["chunk"]
+    for piece in count():
+
+        def build(folder: Path, piece: int = piece) -> None:
+            own = int(np.random.SeedSequence([seed, piece]).generate_state(1)[0])
+            _write(folder, generator.generate(chunk, own, piece * chunk))
+
+        if not prepared and store.find("samples", {**key, "piece": piece}) is None:
+            prepare()
+            prepared = True
+        yield _read(store.build("samples", {**key, "piece": piece}, build, waiting=say))
+
+
+def _gather(
+    pieces: Iterable[list[str]], judge: TextFilter, number: int, chunk: int, say: Callable[[str], None]
+) -> tuple[list[str], dict[str, int]]:
+    kept: list[str] = []
+    verdicts: list[str] = []
+    gains: deque[int] = deque(maxlen=PATIENCE)
+    for made in pieces:
+        before = len(kept)
+        for text in made:
+            verdicts.append(judge.verdict(text))
+            if verdicts[-1] == KEPT:
+                kept.append(text)
+            if len(kept) == number:
+                return kept, counted(verdicts, OF_TEXT)
+        say(f"pseudo-samples: {len(kept):,} of {number:,}")
+        gains.append(len(kept) - before)
+        if len(made) < chunk:
+            break
+        if len(gains) == PATIENCE and sum(gains) < LEAST * PATIENCE * chunk:
+            raise UserError(f"the last {PATIENCE * chunk:,} texts gave {sum(gains):,} samples: {_told(verdicts)}")
+    if not kept:
+        raise UserError(f"the generator is exhausted, and no text passed the filters: {_told(verdicts)}")
+    say(f"the generator is exhausted: {len(kept):,} pseudo-samples, not {number:,}: {_told(verdicts)}")
+    return kept, counted(verdicts, OF_TEXT)
+
+
+def _told(verdicts: list[str]) -> str:
+    counts = ", ".join(f"{name} {times:,}" for name, times in counted(verdicts, OF_TEXT).items())
+    return f"{counts} of {len(verdicts):,}"
+
+
+def _digest(texts: Iterable[str]) -> str:
+    """The identity of texts in this order."""
+    whole = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        whole.update(len(encoded).to_bytes(8, "little") + encoded)
+    return whole.hexdigest()[:24]
+
+
+def _write(folder: Path, texts: list[str]) -> None:
+    pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), folder / _FILE)
+
+
+def _read(folder: Path) -> list[str]:
+    texts: list[str] = pq.read_table(folder / _FILE).column("text").to_pylist()
+    return texts
