@@ -77,6 +77,7 @@ class Model(Protocol):
     width: int  # D of pooled, and of hidden where it is provided
     depth: int  # layers: hidden has depth + 1 entries
     heads: int  # 0 without attention
+    vocabulary: int  # rows of the embedding table: token ids lie below
     embedding_width: int  # E of embeddings and of hidden[0]; 0 where neither is provided
     config: dict[str, Any]  # plain constructor arguments, enough to build it again
 

@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kdresearch.apps.pseudo_samples import SETTINGS
 from kdresearch.conf_path import config_dir
 from kdresearch.strategies.distiller import Distiller
 
 CONF = Path(config_dir())
-PARTS = {"teacher/options", "data/carving"}  # what options are made from
+PARTS = {"teacher/options", "data/carving", "generator/options"}  # what options are made from
 OPTIONS = sorted(
     str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent != CONF
 )  # fmt: skip
@@ -24,8 +25,12 @@ CHOICES = [option for option in OPTIONS if option not in PARTS]
 GIVEN = {
     "data/files": ["data.train=a.csv", "data.test=b.csv"],
     "data/hub": ["data.id=org/data"],
+    "generator/causal_lm": ["generator.path=folder"],
+    "generator/infill": ["generator.path=folder"],
+    "generator/texts": ["generator.path=a.txt"],
     "student/pretrained": ["student.path=folder"],
     "student/tokenizer/pretrained": ["+student.path=folder"],
+    "teacher/chain": ["teacher.chain=[['student=bilstm']]"],
     "teacher/checkpoint": ["teacher.path=runs/1"],
     "teacher/ensemble": ["teacher.members=[{path: runs/1}]"],
     "teacher/hub": ["teacher.id=org/model"],
@@ -84,7 +89,8 @@ def test_every_target_takes_what_it_is_given(option: str) -> None:
     assert {path.split(".")[0] for path, _ in found} >= {"data", "student", "strategy", "optimizer", "scheduler"}
     for path, node in found:
         made = get_object(node["_target_"])
-        given = {key: None for key in node if not str(key).startswith("_")}
+        beside = SETTINGS if path == "generator" else frozenset()  # what its node holds for the pool
+        given = {key: None for key in node if not str(key).startswith("_") and key not in beside}
         supplied = SUPPLIED.get(path.split(".")[0], set()) if node.get("_partial_") else set()
         parameters = inspect.signature(made).parameters
         named = {name for name, each in parameters.items() if each.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -107,7 +113,7 @@ def test_students_say_how_they_are_trained(option: str) -> None:
 @pytest.mark.parametrize("option", [option for option in CHOICES if option.startswith("teacher/")])
 def test_teachers_come_from_one_place(option: str) -> None:
     teacher = composed(option).teacher
-    given = [source for source in ("recipe", "path", "id", "members") if teacher[source] is not None]
+    given = [source for source in ("recipe", "path", "id", "members", "chain") if teacher[source] is not None]
     assert len(given) == (0 if option == "teacher/none" else 1)
 
 
@@ -125,11 +131,29 @@ def test_weights_name_what_is_learned_from(option: str) -> None:
     strategy = composed(option).strategy
     name = option.split("/")[1]
     assert strategy._partial_ is True
-    if "objectives" in strategy:
+    if "stages" in strategy:
+        assert {part for stage in strategy.stages for part in stage.weights} == set(strategy.objectives)
+    elif "objectives" in strategy:
         assert set(strategy.weights) == set(strategy.objectives) >= {"label", "soft_label"}
     else:
-        alone = {"label"} if name == "supervised" else {"label", name}
+        learned = {"self": "soft_label", "assistant": "soft_label"}.get(name, name)  # they change who teaches
+        alone = {"label"} if name == "supervised" else {"label", learned}
         assert set(strategy.weights) == alone or len(strategy.weights) > 2
+
+
+@pytest.mark.parametrize("option", [option for option in CHOICES if option.startswith("generator/")])
+def test_generators_name_every_setting_with_its_default(option: str) -> None:
+    node = OmegaConf.to_container(composed(option).generator, resolve=True)
+    assert isinstance(node, dict) and set(node) >= SETTINGS
+    made = {"generator": node} | {"filters": node["filters"]}
+    if option == "generator/none":
+        del made["generator"]
+    for name, settings in made.items():
+        parameters = inspect.signature(get_object(settings["_target_"])).parameters
+        assert set(parameters) == set(settings) - {"_target_"} - (SETTINGS if name == "generator" else set())
+        for key, each in parameters.items():
+            default = {"names": {}}.get(key, each.default)
+            assert settings[key] == default or each.default is inspect.Parameter.empty, (name, key)
 
 
 def test_the_default_is_a_run_without_a_teacher() -> None:

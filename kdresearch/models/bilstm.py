@@ -66,6 +66,7 @@ class BiLSTM(nn.Module):
             "pooling": pooling,
         }
         self.pooling = pooling
+        self.vocabulary = vocabulary
         self.width = 2 * hidden_dim
         self.depth = layers
         self.heads = int(pooling == "attention")

@@ -41,7 +41,7 @@ class NgramLinear(nn.Module):
             "weighting": weighting,
             "smoothing": smoothing,
         }
-        self.classes, self.weighting, self.smoothing = classes, weighting, smoothing
+        self.vocabulary, self.classes, self.weighting, self.smoothing = vocabulary, classes, weighting, smoothing
         columns = 1 if classes == 2 else classes
         self.weight = nn.Embedding(vocabulary, columns, padding_idx=0)
         nn.init.zeros_(self.weight.weight)
@@ -106,7 +106,7 @@ class NgramBag(nn.Module):
             "embedding_dim": embedding_dim,
             "dropout": dropout,
         }
-        self.width = embedding_dim
+        self.vocabulary, self.width = vocabulary, embedding_dim
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=0)
         nn.init.uniform_(self.embedding.weight, -1 / embedding_dim, 1 / embedding_dim)
         self.dropout = nn.Dropout(dropout)

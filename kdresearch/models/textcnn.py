@@ -60,6 +60,7 @@ class TextCNN(nn.Module):
             "dropout": dropout,
         }
         self.kernel_sizes = sizes
+        self.vocabulary = vocabulary
         self.width = channels * len(sizes)
         self.embedding_width = embedding_dim
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PADDING)

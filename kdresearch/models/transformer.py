@@ -72,6 +72,7 @@ class Transformer(nn.Module):
                 self.encoder = AutoModel.from_config(known, **_without_pooler(known))  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
+        self.vocabulary = int(self.encoder.config.vocab_size)
         self.width = self.embedding_width = int(self.encoder.config.hidden_size)
         self.depth = int(self.encoder.config.num_hidden_layers)
         self.heads = int(self.encoder.config.num_attention_heads)
@@ -121,6 +122,7 @@ class HubClassifier(nn.Module):
             known = AutoConfig.for_model(**(architecture or {}))
             self.model = AutoModelForSequenceClassification.from_config(known)  # type: ignore[no-untyped-call]
         configuration = self.model.config
+        self.vocabulary = int(configuration.vocab_size)
         self.width = self.embedding_width = int(configuration.hidden_size)
         self.depth = int(configuration.num_hidden_layers)
         self.heads = int(configuration.num_attention_heads)

@@ -46,7 +46,7 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
         return pairs
     if not isinstance(layers, Sequence) or not layers or not all(map(_is_pair, layers)):
         raise UserError(f"layers must be pairs [[student, teacher], ...], not {layers}")
-    found = [(own, other) for own, other in layers]
+    found = [(int(pair[0]), int(pair[1])) for pair in layers]
     for own, other in found:
         for side, layer, depth in (("student", own, student), ("teacher", other, teacher)):
             if not 0 <= layer <= depth:

@@ -122,3 +122,10 @@ class WeightedSoftLabel(LogitsObjective):
 
     def __init__(self, temperature: float = 2.0, convention: str = "house") -> None:
         super().__init__(losses.weighted_soft_label, temperature=temperature, convention=convention)
+
+
+class TotalVariation(LogitsObjective):
+    """Half the absolute difference of the two sides' probabilities: ``losses.total_variation``."""
+
+    def __init__(self) -> None:
+        super().__init__(losses.total_variation)

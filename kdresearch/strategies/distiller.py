@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
@@ -23,6 +24,7 @@ from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Mod
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 VALIDATION_METRICS = ("val/accuracy", "val/macro_f1", "val/nll")
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+_BODY = re.compile(r"(student|peers\.\d+)\.(?!classifier\.)")  # parameters of models that are not their heads'
 
 
 class Distiller(LightningModule):
@@ -50,6 +52,9 @@ class Distiller(LightningModule):
             that needs a teacher where there is none, a field that a model lacks, more classes, more rows in a batch,
             tokens that cannot be compared, or models that do not fit each other.
     """
+
+    milestones: tuple[int, ...] = ()
+    """Updates from which on other objectives are computed than before; known while it is fitted."""
 
     def __init__(
         self,
@@ -93,6 +98,11 @@ class Distiller(LightningModule):
         self.val_macro_f1 = MulticlassF1Score(number, average="macro")
         self.val_nll = MeanMetric()
 
+    @classmethod
+    def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings of the strategy take a teacher: objectives other than the label's learn from one."""
+        return any(name != "label" and weight for name, weight in settings["weights"].items())
+
     @property
     def teacher(self) -> Teacher | None:
         return self._frozen[0]
@@ -107,10 +117,22 @@ class Distiller(LightningModule):
         """Whether an objective speaks of tokens, so that both sides' must correspond."""
         return any(term.needs_shared_tokens for term in self.objectives.values())
 
+    @property
+    def updates(self) -> int:
+        """How many this fit has; UserError where it has no end."""
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        return int(total)
+
     def on_fit_start(self) -> None:
         self._log_every = getattr(self.trainer, "log_every_n_steps", 0) or 1
         if self.teacher is not None:
             self.teacher.to(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.global_step in self.milestones and self.trainer._results is not None:
+            self.trainer._results.reset(fx="training_step")  # else the last values of what is over are logged on
 
     def forward(self, batch: Batch) -> Tensor:
         """The student's logits [B, C]."""
@@ -118,15 +140,33 @@ class Distiller(LightningModule):
         assert logits is not None
         return logits
 
+    def weights_configured(self) -> dict[str, float]:
+        """The objectives that this update computes, and their weights before any schedule."""
+        return {name: self.weights[name] for name in self.objectives}
+
+    def logs_now(self) -> bool:
+        """Whether this update is logged: those that reach a logger, and the last ones.
+
+        A metric at every step costs small models a tenth.
+        """
+        step, ends = self.global_step + 1, self.milestones
+        return step % self._log_every == 0 or self.trainer.is_last_batch or step in (self.trainer.max_steps, *ends)
+
+    def logged_now(self) -> dict[str, float]:
+        """What is logged beside the terms."""
+        return {}
+
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Each objective's value, unweighted."""
-        student = self.student(batch.student, self.student_needs)
+        """The value of each objective that this update computes, unweighted."""
+        live: dict[str, Any] = {name: self.objectives[name] for name in self.weights_configured()}
+        student = self.student(batch.student, LOGITS.union(*(term.needs for term in live.values())))
+        asks = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
         teacher: Outputs | None = None
-        if self.teacher is not None:
+        if self.teacher is not None and asks:
             with torch.no_grad():
-                teacher = self.teacher(batch, self.teacher_needs)
+                teacher = self.teacher(batch, asks)
         values = {}
-        for name, term in self.objectives.items():
+        for name, term in live.items():
             asked = teacher
             if teacher is not None and isinstance(term.member, int):
                 assert teacher.members is not None
@@ -135,22 +175,21 @@ class Distiller(LightningModule):
         return values
 
     def weights_now(self) -> dict[str, float]:
-        """Each live objective's weight at this update: the configured one by its schedule's factor."""
-        weights = {name: self.weights[name] for name in self.objectives}
+        """The weights at this update: the configured ones by their schedules' factors."""
+        weights = self.weights_configured()
         for name, schedule in self.schedules.items():
             if name in weights:
                 weights[name] *= schedule.factor(self.global_step, self.trainer.estimated_stepping_batches)
         return weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms, weights = self.terms(batch), self.weights_now() if self.schedules else self.weights
+        terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        # At the steps that reach a logger, and the last ones: a metric at every step costs small models a tenth.
-        step = self.global_step + 1
-        if step % self._log_every == 0 or self.trainer.is_last_batch or step == self.trainer.max_steps:
+        if self.logs_now():
             logged = {f"train/{name}": value.detach() for name, value in terms.items()}
             self.log_dict(logged, batch_size=len(batch.label))
             self.log_dict({f"weight/{name}": weights[name] for name in self.schedules if name in weights})
+            self.log_dict(self.logged_now())
             self.log("train/loss", loss.detach(), batch_size=len(batch.label), prog_bar=True)
         if self.telemetry_every is not None and self.global_step % self.telemetry_every == 0:
             measured = self.telemetry(terms, weights)
@@ -211,20 +250,15 @@ class Distiller(LightningModule):
             group["lr"] *= group.pop("lr_scale")
         if self.make_scheduler is None:
             return optimizer
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, int(total)), "interval": "step"},
-        }
+        scheduler = self.make_scheduler(optimizer, self.updates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights decay, vectors (biases, normalisation) do not; a group trains at ``lr_scale`` times the rate."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                head = not name.startswith("student.") or name.startswith("student.classifier.")
+                head = _BODY.match(name) is None
                 groups.setdefault((head, parameter.dim() > 1), []).append(parameter)
         return [
             {"params": members, "lr_scale": self.head_lr_scale if head else 1.0}

@@ -199,17 +199,17 @@ class Said:
     [
         ({"loss": "attention"}, r"loss: 'attention'.*one of: attention_kl, attention_mse, minilm, relation_heads"),
         ({"loss": "relation_heads", "layers": [[1, 2], [2, 4]]}, r"one pair \[\[student, teacher\]\], not \[\[1, 2\]"),
-        ({"loss": "relation_heads", "relation_heads": 3}, r"objective attention, of .*: 3 .* 16 of .* 24 of .*divisor of 8"),
+        ({"loss": "relation_heads", "relation_heads": 3}, r"objective attention, .*: 3 .* 16 .* 24 of .*divisor of 8"),
         ({"loss": "minilm", "teacher": live(transformer(2, heads=2))}, r"4 of the student \(Transformer\), 2 of the"),
         ({"heads": "match", "teacher": live(transformer(2, heads=2))}, r"4 of the student \(Transformer\), 2 of the"),
         ({"loss": "minilm", "student": bilstm(1)}, r"of BiLSTM .* needs qkv of the student, which provides only"),
-        ({"inputs": "scores", "student": bilstm(1)}, r"objective attention, of BiLSTM .*: inputs=scores: the student pools"),
+        ({"inputs": "scores", "student": bilstm(1)}, r"objective attention, .*: inputs=scores: the student pools"),
         ({"inputs": "scores", "reading": Reading("words")}, r"scores do not add up by word"),
         (
             {"student": NgramBag(30, 2)},
             r"of NgramBag .* needs attention of the student, which provides only logits, pooled",
         ),
-        ({"teacher": Said()}, r"with Said .* needs attention of the teacher, which provides only logits; .*teacher.mode=live"),
+        ({"teacher": Said()}, r"with Said .* needs attention of the teacher, .* only logits; .*teacher.mode=live"),
         ({"reading": Reading("apart")}, r"objective attention, of Transformer with .* compares tokens"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from kdresearch.artifacts import Store
@@ -27,6 +30,7 @@ from kdresearch.package import Package
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.schedules import linear
 from kdresearch.strategies.soft_label import SoftLabelDistiller
+from kdresearch.strategies.weights import WeightSchedule
 from kdresearch.structures import Batch, Outputs
 from kdresearch.teachers.live import LiveTeacher
 
@@ -86,9 +90,9 @@ def distiller(data: TextDataModule, weights: Mapping[str, float] | None = None, 
 
 def fit(module: Distiller, data: TextDataModule, folder: Path, **settings: Any) -> pl.Trainer:
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder, use_distributed_sampler=False,
-        **{"max_epochs": 1} | settings,
+        accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, use_distributed_sampler=False,
+        **{"max_epochs": 1, "logger": False} | settings,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return trainer
@@ -335,3 +339,175 @@ def test_it_learns_what_its_teacher_says(data: TextDataModule, tmp_path: Path) -
     before = gap()
     fit(module, data, tmp_path, max_epochs=8)
     assert gap() < 0.5 * before
+
+
+def rows_of(folder: Path, column: str) -> dict[int, float]:
+    """A column of the logged table by its step, where it is given."""
+    with (folder / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}
+
+
+def logged(folder: Path, every: int) -> dict[str, Any]:
+    return {"logger": CSVLogger(folder, name="", version="."), "log_every_n_steps": every, "limit_val_batches": 0}
+
+
+def test_a_scheduled_weight_is_logged_and_what_was_configured_stays(data: TextDataModule, tmp_path: Path) -> None:
+    configured = {"label": 1.0, "soft_label": 0.5, "projected": 0.1}
+    schedules = {
+        "soft_label": {"kind": "linear", "steps": 0.5, "start": 1, "end": 0},
+        "projected": WeightSchedule("cosine", 4, 0.0, 2.0),
+    }
+    module = distiller(data, weights=configured, schedules=schedules)
+    fit(module, data, tmp_path, max_steps=8, max_epochs=-1, **logged(tmp_path, 1))
+    assert module.weights == configured
+    fading = [0.5 * max(0.0, 1 - step / 4) for step in range(8)]
+    rising = [0.2 * (1 - math.cos(math.pi * min(step, 4) / 4)) / 2 for step in range(8)]
+    for name, expected in {"soft_label": fading, "projected": rising}.items():
+        assert rows_of(tmp_path, f"weight/{name}") == pytest.approx(dict(enumerate(expected)), abs=1e-6)
+    terms = {name: rows_of(tmp_path, f"train/{name}") for name in configured}
+    for step, loss in rows_of(tmp_path, "train/loss").items():
+        now = {"label": 1.0, "soft_label": fading[step], "projected": rising[step]}
+        assert loss == pytest.approx(sum(now[name] * terms[name][step] for name in now), rel=1e-5)
+    assert "weight/label" not in (tmp_path / "metrics.csv").read_text()  # it does not change
+
+
+def test_an_objective_that_is_switched_on_trains_from_then_on(data: TextDataModule, tmp_path: Path) -> None:
+    sgd = partial(torch.optim.SGD, lr=0.1)
+
+    def after(steps: int, **wiring: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = distiller(data, optimizer=sgd, **wiring)
+        pl.seed_everything(1, verbose=False)
+        fit(module, data, tmp_path, max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        return module.state_dict()
+
+    switched = {"schedules": {"projected": {"kind": "switch", "steps": 3}}}
+    without, always = {"label": 1, "soft_label": 0.5, "projected": 0}, {"label": 1, "soft_label": 0.5, "projected": 4}
+    torch.manual_seed(0)
+    start = distiller(data).objectives["projected"].projection.weight
+    for steps in (3, 4):
+        plain, found = after(steps, weights=without), after(steps, weights=always, **switched)
+        apart = {name for name in plain if not torch.equal(plain[name], found[name])}
+        assert bool(apart) == (steps == 4)
+        assert torch.equal(found["objectives.projected.projection.weight"], start) == (steps == 3)
+    assert "student.embedding.weight" in apart
+
+
+@pytest.mark.parametrize(
+    ("schedules", "message"),
+    [
+        ({"soft_lable": {}}, r"strategy.schedules: 'soft_lable' \(did you mean 'soft_label'\?\)"),
+        ({"label": {"kind": "square"}}, r"schedule: 'square'; one of: linear, cosine, switch"),
+        ({"label": {"step": 3}}, r"strategy.schedules.label: .*unexpected keyword argument 'step'"),
+        ({"label": 0.5}, r"strategy.schedules.label: .*mapping"),
+    ],
+)
+def test_schedules_that_make_no_sense(data: TextDataModule, schedules: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distiller(data, schedules=schedules)
+
+
+def test_a_schedule_of_an_objective_that_is_left_out_is_no_matter(data: TextDataModule, tmp_path: Path) -> None:
+    weights = {"label": 1, "soft_label": 1, "projected": 0}
+    fit(distiller(data, weights=weights, schedules={"projected": {}}), data, tmp_path, max_steps=1)
+
+
+def test_a_share_of_updates_without_an_end_is_refused(data: TextDataModule, tmp_path: Path) -> None:
+    endless = {"max_epochs": -1, "limit_val_batches": 0}
+    with pytest.raises(UserError, match=r"no end: set trainer\.max_epochs or trainer\.max_steps"):
+        fit(distiller(data, schedules={"label": {"steps": 0.1}}), data, tmp_path, **endless)
+
+
+class Sums(nn.Module):
+    """A student of two parameters and one that nothing reads, with gradients that can be told by hand."""
+
+    provides, width, depth, heads, embedding_width, config = frozenset({"logits"}), 0, 0, 0, 0, {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+def test_telemetry_by_hand() -> None:
+    student = Sums()
+    names = ("first", "second", "none")
+    module = Distiller(
+        student, classes=CLASSES, objectives={n: Label() for n in names}, weights=dict.fromkeys(names, 1)
+    )
+    one, two, frozen = student.first, student.second, student.frozen
+    terms = {
+        "first": 3 * one[0] + 4 * one[1] * frozen.sum(),  # gradient (3, 4 | -): 5 long
+        "second": 6 * one[0] + 2 * two.sum() - 3 * one[1],  # (6, -3 | 2): 7 long; product 18 - 12 = 6
+        "none": 0 * two.sum(),
+    }
+    found = module.telemetry(terms, {"first": 2.0, "second": 5.0, "none": 1.0})
+    expected = {
+        "grad_norm/first": 5.0, "grad_norm/second": 7.0, "grad_norm/none": 0.0,
+        "share/first": 10 / 45, "share/second": 35 / 45, "share/none": 0.0,
+        "cosine/first/second": 6 / 35, "cosine/first/none": 0.0, "cosine/second/none": 0.0,
+    }  # fmt: skip
+    assert found == pytest.approx({f"telemetry/{name}": value for name, value in expected.items()})
+    assert all(parameter.grad is None for parameter in student.parameters())
+    still = module.telemetry({"none": terms["none"]}, {"none": 1.0})
+    assert set(still.values()) == {0.0}  # and no division by it
+    disjoint = module.telemetry({"first": one.sum(), "second": two.sum()}, {"first": 0.0, "second": 1.0})
+    assert disjoint["telemetry/cosine/first/second"] == 0.0
+    assert (disjoint["telemetry/share/first"], disjoint["telemetry/share/second"]) == (0.0, 1.0)
+
+
+def test_telemetry_is_what_a_backward_pass_gives(data: TextDataModule) -> None:
+    weights = {"label": 1.0, "soft_label": 0.5, "projected": 0.1}
+    module = distiller(data, weights=weights)
+    (batch, *_) = batches(data)
+    gradients = {}
+    for name in weights:
+        module.zero_grad()
+        module.terms(batch)[name].backward()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.student.parameters()]
+        gradients[name] = torch.cat([each.flatten() for each in found]).double()
+    module.zero_grad()
+    measured = module.telemetry(module.terms(batch), weights)
+    norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
+    whole = sum(weights[name] * norm for name, norm in norms.items())
+    for name, norm in norms.items():
+        assert measured[f"telemetry/grad_norm/{name}"] == pytest.approx(norm, rel=1e-4)
+        assert measured[f"telemetry/share/{name}"] == pytest.approx(weights[name] * norm / whole, rel=1e-4)
+    assert sum(value for name, value in measured.items() if "/share/" in name) == pytest.approx(1.0)
+    pairs = {name.removeprefix("telemetry/cosine/"): value for name, value in measured.items() if "/cosine/" in name}
+    assert set(pairs) == {"label/soft_label", "label/projected", "soft_label/projected"}
+    for name, value in pairs.items():
+        cosine = torch.cosine_similarity(*(gradients[each] for each in name.split("/")), dim=0)
+        assert value == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_telemetry_is_logged_when_asked_and_changes_nothing(data: TextDataModule, tmp_path: Path) -> None:
+    states = {}
+    for every in (None, 3):
+        torch.manual_seed(0)
+        module = distiller(data, student=student(data, dropout=0.3), telemetry_every=every)
+        pl.seed_everything(1, verbose=False)
+        folder = tmp_path / str(every)
+        fit(module, data, folder, max_steps=8, max_epochs=-1, **logged(folder, 50))
+        states[every] = module.state_dict()
+    assert all(torch.equal(value, states[3][name]) for name, value in states[None].items())
+    assert not (tmp_path / "None" / "metrics.csv").exists()
+    kinds = ("grad_norm/label", "share/soft_label", "cosine/label/projected")
+    columns = [rows_of(tmp_path / "3", f"telemetry/{kind}") for kind in kinds]
+    assert [list(column) for column in columns] == [[0, 3, 6]] * 3  # whatever log_every_n_steps says
+    shares = [rows_of(tmp_path / "3", f"telemetry/share/{name}") for name in ("label", "soft_label", "projected")]
+    assert [sum(share[step] for share in shares) for step in (0, 3, 6)] == pytest.approx([1.0] * 3)
+
+
+def test_telemetry_weighs_as_the_schedule_does(data: TextDataModule, tmp_path: Path) -> None:
+    module = distiller(data, telemetry_every=1, schedules={"label": {"kind": "switch", "steps": 1}})
+    fit(module, data, tmp_path, max_steps=2, **logged(tmp_path, 50))
+    share = rows_of(tmp_path, "telemetry/share/label")
+    assert share[0] == 0.0 < share[1]
+    assert rows_of(tmp_path, "telemetry/grad_norm/label")[0] > 0  # which is unweighted
+
+
+@pytest.mark.parametrize("every", [0, -2])
+def test_telemetry_of_no_interval_is_refused(data: TextDataModule, every: int) -> None:
+    with pytest.raises(UserError, match=rf"telemetry_every must be a number of updates of at least 1, not {every}"):
+        distiller(data, telemetry_every=every)

@@ -1,0 +1,105 @@
+"""The objective of adversarial distillation, and the discriminator that it is played against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdresearch.errors import UserError, choices
+from kdresearch.losses import checks
+from kdresearch.objectives.objective import Objective
+from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+
+REPRESENTATIONS = ("logits", "pooled")
+LOGITS_SCALE = 2.0
+"""Logits lie closer together than vectors of length 1 in hundreds of dimensions."""
+
+
+class SpectralLinear(nn.Linear):
+    """A linear map by its weight over the weight's largest singular value (Miyato et al. 2018, eq. 8).
+
+    The value is exact, where torch's ``spectral_norm`` approaches it by power iterations that are a state of their own
+    (and cannot be pickled, as starting processes by spawning takes).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight if self.out_features <= self.in_features else self.weight.T
+        largest = torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt()
+        return F.linear(input, self.weight / largest, self.bias)
+
+
+class Adversarial(Objective):
+    """mean −log D(student): how little a discriminator takes the student's representation for the teacher's.
+
+    The non-saturating loss of Goodfellow et al. 2014, §3. D is a perceptron of one hidden layer with spectral norms
+    (Miyato et al. 2018), so that its score moves by no more than its input does; that is centred, and of length 1
+    (``pooled``) or times ``LOGITS_SCALE``. Its parameters take no gradient from this loss: they learn by
+    ``discrimination``.
+
+    Args:
+        reads: ``logits``; or ``pooled``, the student's projected to the teacher's width where they differ.
+        hidden_dim: units of the discriminator.
+        smoothing: ε: what is the teacher's is to be taken for it with probability 1 − ε (Salimans et al. 2016, §3.4).
+
+    Raises:
+        UserError: an unknown representation, no units, or a smoothing outside [0, 1).
+    """
+
+    def __init__(self, reads: str = "logits", hidden_dim: int = 64, smoothing: float = 0.1) -> None:
+        super().__init__()
+        if reads not in REPRESENTATIONS:
+            raise UserError(f"reads: {choices(reads, REPRESENTATIONS)}")
+        if hidden_dim < 1:
+            raise UserError(f"hidden_dim must be at least 1, not {hidden_dim}")
+        if not 0 <= smoothing < 1:
+            raise UserError(f"discriminator_smoothing must lie in [0, 1), not {smoothing}")
+        self.reads, self.hidden_dim, self.smoothing = reads, hidden_dim, smoothing
+        self.needs = self.teacher_needs = frozenset({reads})
+        self.projection: nn.Module = nn.Identity()
+        self.discriminator: nn.Module = nn.Identity()
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+        if teacher is None or not self.needs <= student.provides & teacher.provides:
+            return  # refused by the strategy, which knows the objective's name
+        width = len(teacher.classes)
+        if self.reads == "pooled":
+            width = teacher.width
+            if student.width != width:
+                self.projection = nn.Linear(student.width, width)
+        self.discriminator = nn.Sequential(
+            SpectralLinear(width, self.hidden_dim), nn.LeakyReLU(0.2), SpectralLinear(self.hidden_dim, 1)
+        ).requires_grad_(False)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        own, other = (getattr(side, self.reads) for side in (student, teacher))
+        own, other = self._normal(self.projection(own)), self._normal(other)
+        self._seen = own.detach(), other.detach()
+        return F.softplus(-self._score(own)).mean()
+
+    def discrimination(self) -> tuple[Tensor, Tensor]:
+        """What D learns by, on the vectors that ``forward`` saw last, and its accuracy.
+
+        Returns:
+            ½·(mean [−(1−ε)·log D(t) − ε·log(1 − D(t))] + mean −log(1 − D(s))); the share of rows told right.
+        """
+        assert self._seen is not None
+        own, other = self._score(torch.cat(self._seen)).chunk(2)
+        target = torch.full_like(other, 1 - self.smoothing)
+        loss = (F.binary_cross_entropy_with_logits(other, target) + F.softplus(own).mean()) / 2
+        return loss, torch.cat([other > 0, own < 0]).float().mean()
+
+    def _normal(self, vectors: Tensor) -> Tensor:
+        """Float32, whatever the student is trained in; of one size, so that neither side is known by that."""
+        vectors = vectors.float()
+        if self.reads == "pooled":
+            return checks.centred_unit(vectors)
+        return LOGITS_SCALE * (vectors - vectors.mean(1, keepdim=True))
+
+    def _score(self, vectors: Tensor) -> Tensor:
+        """D's logits [B]."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            scores: Tensor = self.discriminator(vectors)
+            return scores.squeeze(1)

@@ -1,0 +1,11 @@
+"""The objective of mutual learning."""
+
+from __future__ import annotations
+
+from kdresearch.objectives.logits import SoftLabel
+
+
+class Mutual(SoftLabel):
+    """KL from a peer's tempered probabilities (Zhang et al. 2018, eq. 3-4); peers stand in a teacher's place."""
+
+    teacher_needs = frozenset()  # the strategy has the peers

@@ -1,0 +1,118 @@
+"""Adversarial distillation (after KDGAN, Wang et al. 2018): a student that is not to be told from its teacher."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kdresearch.errors import UserError
+from kdresearch.objectives.adversarial import Adversarial
+from kdresearch.objectives.logits import Label, SoftLabel
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.structures import Batch, Model
+
+
+class AdversarialDistiller(Distiller):
+    """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.adversarial · −log D(student).
+
+    The discriminator D learns on the same rows, by its own optimizer (Adam); both sides step at the same updates, and
+    only the student's count. Clipping, accumulation and the schedule are the student's as ever; D's gradient is
+    accumulated and clipped likewise. Logged: ``train/discriminator`` (its loss), ``train/discriminator_accuracy``.
+
+    Args:
+        reads, hidden_dim: see ``objectives.adversarial.Adversarial``.
+        discriminator_learning_rate: of D, constant.
+        discriminator_smoothing: ε of D's labels.
+        temperature: τ of the soft labels.
+        label_smoothing: ε of the first term.
+        weights: ``label``, ``soft_label`` and ``adversarial``.
+
+    Raises:
+        UserError: bad settings, or weights.adversarial = 0.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        *,
+        reads: str = "logits",
+        hidden_dim: int = 64,
+        discriminator_learning_rate: float = 1e-3,
+        discriminator_smoothing: float = 0.1,
+        temperature: float = 2.0,
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, float],
+        **wiring: Any,
+    ) -> None:
+        if not discriminator_learning_rate > 0:
+            raise UserError(f"strategy.discriminator_learning_rate must be positive, not {discriminator_learning_rate}")
+        objectives = {
+            "label": Label(label_smoothing),
+            "soft_label": SoftLabel(temperature),
+            "adversarial": Adversarial(reads, hidden_dim, discriminator_smoothing),
+        }
+        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        if "adversarial" not in self.objectives:
+            raise UserError("strategy.weights.adversarial is 0 and there is no adversary: use strategy=soft_label")
+        self.discriminator_learning_rate = discriminator_learning_rate
+
+    @property
+    def adversary(self) -> Adversarial:
+        term = self.objectives["adversarial"]
+        assert isinstance(term, Adversarial)
+        return term
+
+    def setup(self, stage: str) -> None:
+        # Lightning refuses a Trainer that clips or accumulates beside manual optimization, and looks before this hook;
+        # both are done here by hand.
+        self.automatic_optimization = stage != "fit"
+        # What a checkpoint between two validations holds is, as it should be, the state after the update.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+
+    def configure_optimizers(self) -> Any:
+        made = super().configure_optimizers()
+        discriminator = torch.optim.Adam(
+            self.adversary.discriminator.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.999)
+        )
+        return made if isinstance(made, dict) else {"optimizer": made}, {"optimizer": discriminator}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        accumulated, done = self.trainer.accumulate_grad_batches, batch_idx + 1
+        self.manual_backward(loss / accumulated)
+        self._discriminate(accumulated)
+        if done % accumulated == 0 or self.trainer.is_last_batch or done == self.trainer.num_training_batches:
+            self._update()
+        return loss
+
+    def _discriminate(self, accumulated: int) -> None:
+        """Gather D's gradient. It has one here alone, so that neither the student's loss nor DDP ever sees it."""
+        discriminator = self.adversary.discriminator.requires_grad_(True)
+        loss, accuracy = self.adversary.discrimination()
+        (loss / accumulated).backward()  # type: ignore[no-untyped-call]
+        discriminator.requires_grad_(False)
+        if self.logs_now():
+            self.log_dict({"train/discriminator": loss.detach(), "train/discriminator_accuracy": accuracy})
+
+    def _update(self) -> None:
+        """One step of either side."""
+        student = self.optimizers()[0]  # type: ignore[index]
+        student.step()  # by Lightning, which counts it
+        student.zero_grad()
+        discriminator = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+        for parameter in self.adversary.discriminator.parameters():
+            parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
+        self.clip_gradients(discriminator)
+        discriminator.step()
+        discriminator.zero_grad()
+        schedule = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()  # type: ignore[union-attr]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.clip_gradients(optimizer)  # once gradients have their true scale
