@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a student, alone or from a teacher; -m sweeps",
     "report": "compare runs: table, plots, page",
     "predict": "classify texts with a trained student",
+    "generate": "make pseudo-samples and see what a teacher says of them",
     "store": "list, verify and remove what is kept (corpora, encodings, teachers, their outputs)",
 }
 

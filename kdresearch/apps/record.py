@@ -19,18 +19,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import kdresearch
 from kdresearch import __version__
 from kdresearch.apps.config import plain
 from kdresearch.artifacts import digest
+from kdresearch.errors import UserError
 
 _IDENTITY = (
     "data",
     "student",
     "teacher",
     "strategy",
+    "generator",
     "optimizer",
     "scheduler",
     "trainer",
@@ -207,8 +210,8 @@ class Record:
     def group(self) -> str:
         """One name for all replicates of this run."""
         cell = self.cell
-        kinds = ("data", "student", "strategy", "teacher", "transfer", "experiment")
-        parts = [*(cell[kind] for kind in kinds), *cell["overrides"]]
+        kinds = ("data", "student", "strategy", "teacher", "generator", "transfer", "experiment")
+        parts = [*(cell.get(kind) for kind in kinds), *cell["overrides"]]
         name = "/".join(str(part) for part in parts if part not in (None, "none"))
         return name if len(name) <= 120 else f"{name[:107]}~{digest(name)[:12]}"  # W&B takes 128 characters
 
@@ -232,13 +235,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 _NO_PART = (
     "seed=", "seeds.init=", "seeds.order=", "name=", "study=", "tags=", "threads=", "resume=", "logger", "data.path=",
     "data.train=", "data.test=", "data.validation_file=", "data.unlabelled=", "checkpoint_every=", "telemetry_every=",
-    "experiment=", "data=", "student=", "strategy=", "teacher=", "data.transfer=", "evaluation.",
+    "experiment=", "data=", "student=", "strategy=", "teacher=", "data.transfer=", "evaluation.", "generator=",
+    "generator.path=",
 )  # fmt: skip
 
 
 def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
     """What a run has in common with its replicates: everything but the seed and where things lie."""
+    generator = chosen.options["generator"]
     return {
+        **({"generator": generator} if generator != "none" else {}),
         "data": chosen.options["data"],
         "labels": cfg.data.get("labels"),
         "student": chosen.options["student"],
@@ -251,5 +257,10 @@ def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
 
 
 def needs_teacher(cfg: DictConfig) -> bool:
-    """Whether a weighted objective other than the label's is there: those learn from a teacher."""
-    return any(name != "label" and weight for name, weight in cfg.strategy.weights.items())
+    """Whether the strategy, with these settings, takes a teacher."""
+    try:
+        kind: Any = get_class(cfg.strategy._target_)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"strategy: {error}") from error
+    needs: bool = kind.needs_teacher(cfg.strategy)
+    return needs

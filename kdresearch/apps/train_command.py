@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ examples:
   kdresearch train data=imdb data.path=aclImdb_v1.tar.gz student=ngram strategy=supervised hydra.run.dir=runs/floor
   kdresearch train data=imdb data.path=aclImdb_v1.tar.gz data.transfer=unlabelled strategy=soft_label \\
       teacher=checkpoint teacher.path=runs/teacher
+  kdresearch train strategy=generative generator=resample generator.ratio=2 teacher=ngram student=textcnn
   kdresearch train data=files data.train=A.csv data.test=B.csv data.text=text data.label=label teacher=ngram \\
       student=textcnn strategy=soft_label
   kdresearch train -m student=bilstm strategy=supervised,soft_label seed=1,2,3
@@ -47,29 +50,37 @@ def main(arguments: list[str]) -> int:
 
         print(help_text(Path(config_dir())), end="")
         return 0
-    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-
     # With its full errors Hydra raises them; without, it prints them with a trace of its own and exits.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     from kdresearch.apps import train
 
     sys.argv = ["kdresearch train", *arguments]
+    with told_in_a_line(arguments):
+        try:
+            train.main()
+        except SystemExit as stopped:
+            raise (stopped.__cause__ if isinstance(stopped.__cause__, UserError) else stopped) from None
+    return 0
+
+
+@contextmanager
+def told_in_a_line(arguments: list[str]) -> Iterator[None]:
+    """What Hydra refuses of these arguments, as a UserError."""
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        train.main()
-    except SystemExit as stopped:
-        raise (stopped.__cause__ if isinstance(stopped.__cause__, UserError) else stopped) from None
+        yield
     except MissingConfigException as error:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         raise UserError(f"{group or '--config-name'}={choices(option, error.options or ['train'])}") from error
     except (ConfigCompositionException, OverrideParseException) as error:
-        raise UserError(_unknown_key(str(error)) or str(error.__cause__ or error).splitlines()[0]) from error
+        raise UserError(_unknown_key(str(error), arguments) or str(error.__cause__ or error).splitlines()[0]) from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
-    return 0
 
 
-def _unknown_key(message: str) -> str | None:
+def _unknown_key(message: str, arguments: list[str]) -> str | None:
     """What to say of an override of a key that the configuration lacks; None if the message is about something else."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -79,7 +90,7 @@ def _unknown_key(message: str) -> str | None:
     found = re.search(r"Could not (?:override|append) '([^']+)'", message)
     if found is None:
         return None
-    groups = [argument for argument in sys.argv[1:] if re.fullmatch(r"[\w/]+=\w+", argument)]
+    groups = [argument for argument in arguments if re.fullmatch(r"[\w/]+=\w+", argument)]
     path = found.group(1).split(".")
     with initialize_config_dir(config_dir(), version_base="1.3"):
         try:

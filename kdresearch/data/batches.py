@@ -2,10 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from kdresearch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Which rows an epoch has: a pure function of the seed and the epoch, as many in each.
+
+    Positions count the labelled rows first, then the others, then the pseudo-samples.
+
+    Args:
+        labelled, others, generated: how many rows there are of each kind.
+        share: of rows without labels in an epoch; labelled ones are repeated, or left out by a sample, to fit. None
+            takes every row once.
+        slices: into which the pseudo-samples are cut, the same number in each; an epoch has one of them.
+        fresh_every: epochs after which the next slice comes; after the last one the first.
+
+    Raises:
+        UserError: a share that is none or of no rows, or more slices than pseudo-samples.
+    """
+
+    labelled: int
+    others: int = 0
+    generated: int = 0
+    share: float | None = None
+    slices: int = 1
+    fresh_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UserError(f"data.transfer_share must be above 0 and at most 1, not {self.share}")
+        if self.share is not None and not self.others + self.generated:
+            raise UserError(
+                f"data.transfer_share={self.share}: there are no rows without labels; data.transfer=unlabelled has "
+                "them, and generator=NAME makes them"
+            )
+        if self.generated < self.slices and self.slices > 1:
+            raise UserError(f"generator.fresh_every: {self.generated} pseudo-samples cannot be cut into {self.slices}")
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """Positions of the rows of an epoch."""
+        size = self.generated // self.slices
+        first = self.labelled + self.others + epoch // self.fresh_every % self.slices * size
+        unlabelled = np.concatenate([np.arange(self.labelled, self.labelled + self.others), first + np.arange(size)])
+        labelled = np.arange(self.labelled)
+        if self.share is not None:
+            wanted = round(len(unlabelled) * (1 - self.share) / self.share)
+            times, rest = divmod(wanted, self.labelled)
+            sample = np.random.default_rng([self.seed, epoch, 0x51]).permutation(self.labelled)[:rest]
+            labelled = np.concatenate([np.tile(labelled, times), sample])
+        return np.concatenate([labelled, unlabelled])
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -18,6 +71,7 @@ class EpochBatches(Sampler[list[int]]):
 
     Args:
         lengths: [N] tokens of each row.
+        chosen: the positions that an epoch has, as many in each; None takes all rows in every epoch.
         batches_done: batches that this replica trained on before, so that a resumed run goes on where it stopped.
         bucket: batches of a bucket, at most.
     """
@@ -34,7 +88,10 @@ class EpochBatches(Sampler[list[int]]):
         mark_repeats: bool = False,
         batches_done: int = 0,
         bucket: int = 100,
+        chosen: Callable[[int], np.ndarray] | None = None,
     ) -> None:
+        self.chosen = chosen or (lambda epoch: np.arange(len(lengths)))
+        self.size = len(self.chosen(0))
         self.lengths, self.batch_size, self.bucket = lengths, batch_size, bucket
         self.seed, self.shuffle = seed, shuffle
         self.replicas, self.rank, self.mark_repeats = replicas, rank, mark_repeats
@@ -46,7 +103,7 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
+        batches = -(-self.size // self.batch_size)
         return -(-batches // self.replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -56,8 +113,8 @@ class EpochBatches(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """This replica's batches of an epoch."""
-        generator = np.random.default_rng([self.seed, epoch])
-        rows = generator.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
+        generator, rows = np.random.default_rng([self.seed, epoch]), self.chosen(epoch)
+        rows = generator.permutation(rows) if self.shuffle else rows
         # Few rows are cut into four buckets at least: in one alone, a row would have the same company in every epoch.
         bucket = max(1, min(self.bucket, len(rows) // (4 * self.batch_size)))
         width = bucket * self.batch_size if self.shuffle else max(1, len(rows))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -122,6 +122,23 @@ class Corpus:
             for part, rows, positions in self.locate(chunk):
                 found[positions] = [text for texts in part.take_texts(rows) for text in texts]
             yield list(found)
+
+
+def extended(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> Corpus:
+    """The corpus with a further part of rows without labels, in memory; their ids are ``name/0`` and so on.
+
+    Args:
+        fingerprint: of the texts in this order; encodings of the part are kept by it.
+    """
+    part = Part(
+        name=f"{name} {fingerprint}",
+        start=len(corpus),
+        ids=pa.chunked_array([[f"{name}/{row}" for row in range(len(texts))]], pa.string()),
+        texts=pa.chunked_array([texts], pa.large_string()),
+        labels=np.full(len(texts), UNLABELLED, np.int64),
+        digests=np.fromiter(map(text_digest, texts), np.uint64, len(texts)),
+    )
+    return replace(corpus, parts={**corpus.parts, name: part})
 
 
 def load(source: Source, store: Store, say: Callable[[str], None] = lambda _: None) -> Corpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +12,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from kdresearch.artifacts import Store
-from kdresearch.data.batches import EpochBatches
-from kdresearch.data.corpus import Corpus, Source, load
+from kdresearch.data.batches import EpochBatches, Mixture
+from kdresearch.data.corpus import Corpus, Source, extended, load
 from kdresearch.data.encoding import EncodedRows, encoded, fitted
 from kdresearch.data.split import Split, labels_of, split
 from kdresearch.data.tokenizers import TextTokenizer, gives_words
@@ -57,6 +58,7 @@ class TextDataModule(LightningDataModule):
         split_seed: of the validation rows and of samples (``limit``).
         order_seed: of the order of training batches.
         batch_size, eval_batch_size: rows of a batch on each device.
+        transfer_share: of rows without labels in an epoch; see ``Mixture``.
         workers: processes that fetch batches; 0 fetches in the main one, which is fast enough for memory-mapped ids.
         carve: the settings of ``split``: validation, folds, fold, limit, transfer, transfer_limit.
     """
@@ -71,15 +73,18 @@ class TextDataModule(LightningDataModule):
         order_seed: int = 0,
         batch_size: int = 32,
         eval_batch_size: int = 128,
+        transfer_share: float | None = None,
         workers: int = 0,
         say: Callable[[str], None] = lambda _: None,
         **carve: Any,
     ) -> None:
         super().__init__()
+        Mixture(1, 1, share=transfer_share)  # refuses
         self.source, self.tokenizer, self.store, self.say = source, tokenizer, store or Store(), say
         self.split_seed, self.order_seed = split_seed, order_seed
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
-        self.carve = carve
+        self.carve, self.transfer_share = carve, transfer_share
+        self.slices, self.fresh_every = 1, 1
         self.teacher_rows: EncodedRows | None = None
         self.reading: Literal["same", "words", "apart"] = "apart"  # see read_teacher
         self.batches_done = 0
@@ -133,10 +138,38 @@ class TextDataModule(LightningDataModule):
             self.student_rows, self.teacher_rows = [self.read_by(*side, words=True) for side in sides]
             self.reading = "words"
 
+    def extend(self, texts: list[str], fingerprint: str, *, slices: int = 1, fresh_every: int = 1) -> None:
+        """Add pseudo-samples, which train by the teacher alone, to what is trained on; tokenizers stay as fitted.
+
+        Args:
+            fingerprint: of the texts in this order.
+            slices, fresh_every: an epoch has one of so many slices, and others after so many epochs; see ``Mixture``.
+        """
+        first = len(self.corpus)
+        self.corpus = extended(self.corpus, "generated", texts, fingerprint)
+        self.split = replace(self.split, generated=np.arange(first, len(self.corpus)))
+        self.labels = labels_of(self.corpus)
+        self.slices, self.fresh_every = slices, fresh_every
+        self.student_rows = self.read_by(self.tokenizer, self.fingerprint)
+
     @property
     def used(self) -> np.ndarray:
         """Every row that this run trains on or evaluates on, in corpus order."""
-        return np.sort(np.concatenate([self.split.trained, self.split.validation, self.split.test]))
+        split = self.split
+        return np.sort(np.concatenate([split.trained, split.generated, split.validation, split.test]))
+
+    @property
+    def mixture(self) -> Mixture:
+        """Which of the rows that are trained on an epoch has."""
+        numbers = {"labelled": len(self.split.train), "others": len(self.split.transfer)}
+        return Mixture(
+            **numbers,
+            generated=len(self.split.generated),
+            share=self.transfer_share,
+            slices=self.slices,
+            fresh_every=self.fresh_every,
+            seed=self.order_seed,
+        )
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare()
@@ -145,12 +178,13 @@ class TextDataModule(LightningDataModule):
         return Rows(index, self.labels, self.student_rows, self.teacher_rows)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        index = self.split.trained
+        index = np.concatenate([self.split.trained, self.split.generated])
         batches = EpochBatches(
             self.student_rows.lengths(index),
             self.batch_size,
             seed=self.order_seed,
             batches_done=self.batches_done,
+            chosen=self.mixture,
             **self._replicas(),
         )
         return self._loader(index, batches)

@@ -23,7 +23,7 @@ from kdresearch.data.corpus import Row
 from kdresearch.errors import UserError, choices
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _INTEGER = re.compile(r"[+-]?\d+")
 
@@ -94,15 +94,8 @@ class Files:
         return parts, class_names({part: self._where(part) for part in parts}, parts)
 
     def _read(self, part: str) -> Texts:
-        where, path, format = self._where(part), self.paths[part], self.formats[part]
-        wanted = [self.text] if part == "unlabelled" else [self.text, self.label]
-        if format == "parquet":
-            columns = _parquet(where, path, wanted)
-        elif format == "jsonl":
-            columns = _json_lines(where, _decoded(where, path), wanted)
-        else:
-            columns = _delimited(where, _decoded(where, path), wanted, _DELIMITERS[format], self.quoted)
-        return vetted(where, part, *columns)
+        where, wanted = self._where(part), [self.text] if part == "unlabelled" else [self.text, self.label]
+        return vetted(where, part, *columns(where, self.paths[part], self.formats[part], wanted, self.quoted))
 
     def _where(self, part: str) -> str:
         return f"data.{part}: {self.paths[part]}"
@@ -113,6 +106,26 @@ class Texts(NamedTuple):
 
     texts: list[str]
     labels: list[str] | None  # None in the unlabelled part
+
+
+def columns(
+    where: str, path: Path, format: str, wanted: Sequence[str], quoted: bool = True
+) -> tuple[list[object], ...]:
+    """Columns of a file by name, as they stand there.
+
+    Args:
+        where: what an error calls the file.
+        format: one of ``FORMATS``.
+
+    Raises:
+        UserError: a column that is not there, or a file that cannot be read as ``format``.
+    """
+    if format == "parquet":
+        return _parquet(where, path, wanted)
+    content = decoded(where, path)
+    if format == "jsonl":
+        return _json_lines(where, content, wanted)
+    return _delimited(where, content, wanted, _DELIMITERS[format], quoted)
 
 
 def vetted(where: str, part: str, texts: Sequence[object], labels: Sequence[object] | None = None) -> Texts:
@@ -205,16 +218,17 @@ def _listing(folder: Path, wanted: str, most: int = 8) -> str:
 def _format(part: str, path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     plain = suffixes[:-1] if suffixes[-1:] == [".gz"] else suffixes
-    format = _SUFFIXES.get(plain[-1]) if plain else None
+    format = SUFFIXES.get(plain[-1]) if plain else None
     if format is None or (format == "parquet" and plain != suffixes):
         raise UserError(
-            f"data.{part}: the suffix of {path} says no known format ({', '.join(_SUFFIXES)}; .gz after those of text)"
+            f"data.{part}: the suffix of {path} says no known format ({', '.join(SUFFIXES)}; .gz after those of text)"
             f"; name it: data.format={'|'.join(FORMATS)}"
         )
     return format
 
 
-def _decoded(where: str, path: Path) -> str:
+def decoded(where: str, path: Path) -> str:
+    """The content of a file of UTF-8, perhaps compressed; UserError says where it ceases to be."""
     data = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:

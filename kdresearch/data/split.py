@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,14 +19,15 @@ class Split:
     """Corpus-wide row indices, and what was dropped to keep them apart."""
 
     train: np.ndarray  # labelled rows that are trained on
-    transfer: np.ndarray  # rows that train by the teacher alone
+    transfer: np.ndarray  # rows of the corpus that train by the teacher alone
     validation: np.ndarray
     test: np.ndarray
     dropped: dict[str, int] = field(default_factory=dict)
+    generated: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # pseudo-samples: by the teacher alone
 
     @property
     def trained(self) -> np.ndarray:
-        """Every row that the student trains on, in corpus order."""
+        """Every real row that the student trains on, in corpus order; tokenizers are fitted on them."""
         return np.concatenate([self.train, self.transfer])
 
 
@@ -44,6 +46,7 @@ def split(
     limit: int | None = None,
     transfer: str = "none",
     transfer_limit: int | None = None,
+    leave_out: Sequence[int] | None = None,
 ) -> Split:
     """Carve the corpus.
 
@@ -59,6 +62,8 @@ def split(
         limit: labelled training rows kept, a stratified sample.
         transfer: ``unlabelled`` adds the unlabelled part to what is trained on.
         transfer_limit: unlabelled rows kept, a random sample.
+        leave_out: (fold, folds): of the labelled training rows that are left after all this, cut into stratified
+            folds, this one is not trained on. The same seed cuts them alike.
 
     Raises:
         UserError: settings that the rows cannot satisfy.
@@ -83,7 +88,7 @@ def split(
     if given is not None:
         held = given
     elif folds is not None:
-        held = train[_fold(labels[train], folds, fold, generator)]
+        held = train[_fold(labels[train], folds, fold, generator, f"data.fold={fold} of data.folds={folds}")]
     else:
         held = train[_stratified(labels[train], _count(validation, len(train)), generator, "data.validation")]
     train = np.setdiff1d(train, held)
@@ -99,6 +104,10 @@ def split(
         if limit > len(train):
             raise UserError(f"data.limit={limit}: there are only {len(train)} training rows")
         train = train[_stratified(labels[train], limit, np.random.default_rng([seed, 0x11]), "data.limit")]
+    if leave_out is not None:
+        number, of = leave_out
+        generator = np.random.default_rng([seed, 0xF01D])
+        train = np.delete(train, _fold(labels[train], of, number, generator, f"fold {number} of teacher.folds={of}"))
     if len(np.unique(labels[train])) < 2:
         raise UserError(f"the {len(train)} training rows have one class only: raise data.limit")
     return Split(train, extra, held, test, dropped)
@@ -147,15 +156,15 @@ def _stratified(labels: np.ndarray, count: int, generator: np.random.Generator, 
     return np.sort(np.concatenate(chosen))
 
 
-def _fold(labels: np.ndarray, folds: int, fold: int, generator: np.random.Generator) -> np.ndarray:
+def _fold(labels: np.ndarray, folds: int, fold: int, generator: np.random.Generator, name: str) -> np.ndarray:
     """Positions of one of ``folds`` stratified folds."""
     if folds < 2 or not 0 <= fold < folds:
-        raise UserError(f"data.fold={fold} of data.folds={folds}: needs at least 2 folds, counted from 0")
+        raise UserError(f"{name}: needs at least 2 folds, counted from 0")
     number = np.empty(len(labels), int)
-    for name in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == name))
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
         number[rows] = np.arange(len(rows)) % folds
     held = np.flatnonzero(number == fold)
     if not len(held):
-        raise UserError(f"data.fold={fold} of data.folds={folds} holds none of the {len(labels)} training rows")
+        raise UserError(f"{name} holds none of the {len(labels)} training rows")
     return held

@@ -82,12 +82,15 @@ class CausalLm:
         settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         return {"generator": "causal_lm", "model": self.fingerprint, **settings}
 
+    def preparation_key(self) -> None:
+        return None
+
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:

@@ -166,30 +166,42 @@ class Filters:
     def __post_init__(self) -> None:
         for name in ("min_words", "max_run", "leakage_ngram", "leakage_passage"):
             if getattr(self, name) < 1:
-                raise UserError(f"filters.{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"generator.filters.{name} must be at least 1, not {getattr(self, name)}")
         bands = (f"{end}_{name}" for name in OF_TEACHER for end in ("min", "max"))
         for name in ("max_repetition", "leakage_share", *bands):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"filters.{name} must be from 0 to 1, not {getattr(self, name)}")
+                raise UserError(f"generator.filters.{name} must be from 0 to 1, not {getattr(self, name)}")
         if not self.leakage_share:
-            raise UserError("filters.leakage_share must be above 0, at which every text is a leak")
+            raise UserError("generator.filters.leakage_share must be above 0, at which every text is a leak")
         for name in ("words", *OF_TEACHER):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if most is not None and least > most:
-                raise UserError(f"filters.min_{name}={least} is above filters.max_{name}={most}: nothing could be kept")
+                raise UserError(
+                    f"generator.filters.min_{name}={least} is above generator.filters.max_{name}={most}: nothing could "
+                    "be kept"
+                )
 
     def key(self) -> dict[str, Any]:
         """The settings of the filters of the text, which are those that a pool depends on."""
         return {name: value for name, value in asdict(self).items() if not name.endswith(OF_TEACHER)}
 
+    @property
+    def ask_teacher(self) -> bool:
+        """Whether a filter of the teacher's could throw anything away."""
+        return any(
+            getattr(self, f"{end}_{name}") != bound for name in OF_TEACHER for end, bound in (("min", 0), ("max", 1))
+        )
+
     def by_teacher(self, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-        """What the teacher's filters keep.
+        """What the teacher's filters keep: a mask [N] bool, and how many each threw away; see ``teacher_verdicts``."""
+        verdicts = self.teacher_verdicts(probabilities)
+        return verdicts == KEPT, counted(verdicts, OF_TEACHER)
+
+    def teacher_verdicts(self, probabilities: np.ndarray) -> np.ndarray:
+        """The first filter, of ``OF_TEACHER``, that throws a text away, or ``kept``: [N] strings.
 
         Args:
             probabilities: [N, C], rows that sum to 1, of the texts that the others have left.
-
-        Returns:
-            A mask [N] bool, and how many each filter threw away (a sample counts for the first), and ``kept``.
         """
         table = probabilities.ndim == 2 and probabilities.shape[1] > 1
         if not table or (probabilities < 0).any() or not np.allclose(probabilities.sum(1), 1, atol=1e-3):
@@ -199,8 +211,7 @@ class Filters:
         share = np.minimum(entr(probabilities.astype(np.float64)).sum(1) / np.log(probabilities.shape[1]), 1)
         unsure = (confidence < self.min_confidence) | (confidence > self.max_confidence)
         outside = (share < self.min_entropy) | (share > self.max_entropy)
-        verdicts = np.select([unsure, outside], OF_TEACHER, KEPT)
-        return verdicts == KEPT, counted(verdicts, OF_TEACHER)
+        return np.select([unsure, outside], OF_TEACHER, KEPT)
 
 
 class TextFilter:

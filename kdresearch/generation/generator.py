@@ -16,12 +16,16 @@ class Generator(Protocol):
         """Settings, JSON-able, with the digest of every model or file that is read: part of the artifact's key."""
         ...
 
+    def preparation_key(self) -> dict[str, Any] | None:
+        """The settings that the content of ``prepare``'s folder depends on; None where it leaves nothing there."""
+        ...
+
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:
@@ -30,9 +34,10 @@ class Generator(Protocol):
         Args:
             texts: N texts, of training and unlabelled rows.
             labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
-            folder: empty the first time; what a costly preparation (a trained language model) leaves in it becomes
-                an artifact, and a later call finds it there and reads it instead. It is not to be changed then, nor
-                relied upon after this call, since it moves.
+            folder: None where ``preparation_key`` is. Else empty the first time; what a preparation (the training of
+                a language model) leaves in it when it is killed is there when it is called again, and when it is done
+                becomes an artifact, which a later call finds there, reads and does not change. It is not to be relied
+                upon after this call, since it moves.
             device: where models run.
             say: told how far it is.
         """

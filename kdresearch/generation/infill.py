@@ -65,12 +65,15 @@ class Infill:
         settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         return {"generator": "infill", "model": self.fingerprint, **settings}
 
+    def preparation_key(self) -> None:
+        return None
+
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:

@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.files import (
-    _DELIMITERS,
-    _SUFFIXES,
-    FORMATS,
-    _decoded,
-    _delimited,
-    _json_lines,
-    _parquet,
-    vetted,
-)
+from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded, vetted
 from kdresearch.errors import UserError, choices
 
 LINES = "lines"
@@ -44,32 +35,31 @@ class OwnTexts:
         if format not in (None, LINES, *FORMATS):
             raise UserError(f"generator.format: {choices(format, (LINES, *FORMATS))}")
         suffix = self.path.with_suffix("").suffix if self.path.suffix.lower() == ".gz" else self.path.suffix
-        self.text, self.format, self.quoted = text, format or _SUFFIXES.get(suffix.lower(), LINES), quoted
+        self.text, self.format, self.quoted = text, format or SUFFIXES.get(suffix.lower(), LINES), quoted
 
     def key(self) -> dict[str, Any]:
         settings = {"text": self.text, "format": self.format, "quoted": self.quoted}
         return {"generator": "own_texts", "file": file_sha256(self.path), **settings}
+
+    def preparation_key(self) -> None:
+        return None
 
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:
         """Read the file."""
-        where, wanted = f"generator.path: {self.path}", [self.text]
-        if self.format == "parquet":
-            (found,) = _parquet(where, self.path, wanted)
-        elif self.format == "jsonl":
-            (found,) = _json_lines(where, _decoded(where, self.path), wanted)
-        elif self.format == LINES:
-            found = [line for line in _decoded(where, self.path).splitlines() if line.strip()]
+        where = f"generator.path: {self.path}"
+        found: list[object]
+        if self.format == LINES:
+            found = [line for line in decoded(where, self.path).splitlines() if line.strip()]
         else:
-            delimiter = _DELIMITERS[self.format]
-            (found,) = _delimited(where, _decoded(where, self.path), wanted, delimiter, self.quoted)
+            (found,) = columns(where, self.path, self.format, [self.text], self.quoted)
         self._texts = vetted(where, "texts", found).texts
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:

@@ -66,12 +66,15 @@ class Resample:
     def key(self) -> dict[str, Any]:
         return {"generator": "resample", **self.settings}
 
+    def preparation_key(self) -> None:
+        return None
+
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:

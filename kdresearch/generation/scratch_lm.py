@@ -24,6 +24,8 @@ from kdresearch.generation.causal_lm import check_sampling, draw_labels, sample
 from kdresearch.structures import UNLABELLED
 
 END, PLAIN = 0, 1  # the tokens that end a text, and that begin one without a class; one per class follows
+# Settings that the weights do not depend on.
+SAMPLING = ("temperature", "top_p", "balance", "sample_batch_size", "checkpoint_every")
 RECORD, TOKENIZER, WEIGHTS, CHECKPOINT = "lm.json", "tokenizer.json", "model.safetensors", "last.ckpt"
 
 
@@ -49,7 +51,7 @@ class ScratchLm:
         temperature: 0 takes the likeliest token.
         top_p: probability of the nucleus that tokens are drawn from; 1 is all of them.
         sample_batch_size: samples drawn side by side.
-        seed: of the initial weights, of the order of the texts and of those held out.
+        training_seed: of the initial weights, of the order of the texts and of those held out.
 
     Raises:
         UserError: settings that make no sense.
@@ -72,7 +74,7 @@ class ScratchLm:
     temperature: float = 1.0
     top_p: float = 0.95
     sample_batch_size: int = 64
-    seed: int = 0
+    training_seed: int = 0
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_p, self.balance)
@@ -87,12 +89,15 @@ class ScratchLm:
     def key(self) -> dict[str, Any]:
         return {"generator": "scratch_lm", **{each.name: getattr(self, each.name) for each in fields(self)}}
 
+    def preparation_key(self) -> dict[str, Any]:
+        return {name: value for name, value in self.key().items() if name not in SAMPLING}
+
     def prepare(
         self,
         texts: Sequence[str],
         labels: np.ndarray,
         classes: tuple[str, ...],
-        folder: Path,
+        folder: Path | None,
         device: str,
         say: Callable[[str], None],
     ) -> None:
@@ -102,6 +107,7 @@ class ScratchLm:
 
         self.labels = np.asarray(labels) if self.conditional else np.full(len(texts), UNLABELLED)
         self.classes = len(classes)
+        assert folder is not None
         if self.conditional:
             draw_labels(1, self.labels, self.classes, self.balance, np.random.default_rng(0))  # refuses here
         specials = ["<|end|>", "<|plain|>", *(f"<|class {number}|>" for number in range(self.classes))]
@@ -150,7 +156,7 @@ class ScratchLm:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        random = np.random.default_rng(self.seed)
+        random = np.random.default_rng(self.training_seed)
         shuffled = random.permutation(rows)
         held_out, learned = np.split(shuffled, [min(1000, -(-len(rows) // 20))])
         first = np.where(self.labels == UNLABELLED, PLAIN, PLAIN + 1 + self.labels)
@@ -184,13 +190,13 @@ class ScratchLm:
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), warnings.catch_warnings():
             for known in ("exists and is not empty", "resuming from a checkpoint that ended", "many workers"):
                 warnings.filterwarnings("ignore", message=f".*{known}.*")
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.training_seed)
             training = Training(
                 self._architecture(tokenizer.get_vocab_size()),
                 PLAIN + 1 + self.classes,
                 steps,
                 self.learning_rate,
-                self.seed,
+                self.training_seed,
                 say,
             )
             batches = DataLoader(TensorDataset(blocks), batch_sampler=_Batches(order, done))

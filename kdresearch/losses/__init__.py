@@ -6,7 +6,16 @@ over the tokens that are real on both sides, then over layers. ``convention=`` r
 
 from kdresearch.losses.attention import attention_kl, attention_mse, relation_heads, value_relation
 from kdresearch.losses.hidden import cosine, gram, hidden_mse, jacobian, nst, patient, semantic
-from kdresearch.losses.logits import correlation, decoupled, logit_mse, soft_label, standardised, weighted_soft_label
+from kdresearch.losses.logits import (
+    correlation,
+    decoupled,
+    logit_mse,
+    pseudo_label,
+    soft_label,
+    standardised,
+    total_variation,
+    weighted_soft_label,
+)
 from kdresearch.losses.relation import contrastive, pkt, rkd_angle, rkd_distance, similarity_preserving
 
 __all__ = [
@@ -23,6 +32,7 @@ __all__ = [
     "nst",
     "patient",
     "pkt",
+    "pseudo_label",
     "relation_heads",
     "rkd_angle",
     "rkd_distance",
@@ -30,6 +40,7 @@ __all__ = [
     "similarity_preserving",
     "soft_label",
     "standardised",
+    "total_variation",
     "value_relation",
     "weighted_soft_label",
 ]

@@ -61,6 +61,27 @@ def soft_label(
     return value / student.shape[1] if convention == "mean" else value
 
 
+def pseudo_label(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, hard: bool = False) -> Tensor:
+    """−τ²·(1/B)·Σ_b Σ_c p_t log p_s, p = softmax(z/τ), over pseudo-samples (He et al. 2022, GAL; Ye et al. 2022).
+
+    A cross-entropy, as the formula is published: ``soft_label`` plus τ²·H(p_t), which does not depend on the student,
+    so that the gradients are the same and the values are not to be compared.
+
+    Args:
+        student, teacher: logits [B, C].
+        temperature: τ, of the soft labels.
+        hard: −(1/B)·Σ_b log p_s(ŷ), ŷ the teacher's class, instead; the temperature does not enter it.
+
+    Raises:
+        ValueError: shapes that differ or are empty, a temperature that is not positive.
+    """
+    student, teacher = checks.logits(student, teacher)
+    checks.positive("temperature", temperature)
+    if hard:
+        return F.cross_entropy(student, teacher.argmax(1))
+    return F.cross_entropy(student / temperature, F.softmax(teacher / temperature, 1)) * temperature**2
+
+
 def logit_mse(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, convention: str = "house") -> Tensor:
     """Mean over B and C of (z_s − z_t)² (Ba & Caruana 2014; Tang et al. 2019).
 
@@ -215,6 +236,22 @@ def weighted_soft_label(
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     rows = _kl(log_t, log_s) if convention == "house" else -(log_t.exp() * log_s).sum(1)
     return (weight * rows).sum() / max(len(rows), 1) * temperature**2
+
+
+def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
+    """(1/B)·Σ_b ½·Σ_c |p_t(c) − p_s(c)|, p = softmax(z) (the total variation distance of Wen et al. 2023, "f-Divergence
+    Minimization for Sequence-Level Knowledge Distillation", ACL; here of one distribution a row).
+
+    Symmetric, in [0, 1]. It has no τ and no τ²: the source has none.
+
+    Args:
+        student, teacher: logits [B, C].
+
+    Raises:
+        ValueError: shapes that differ or are empty.
+    """
+    student, teacher = checks.logits(student, teacher)
+    return (F.softmax(teacher, 1) - F.softmax(student, 1)).abs().sum(1).mean() / 2
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdresearch.data.batches import EpochBatches
+from kdresearch.data.batches import EpochBatches, Mixture
+from kdresearch.errors import UserError
 
 
 def lengths_of(count: int, seed: int = 0) -> np.ndarray:
@@ -110,3 +111,62 @@ def test_little_is_padding() -> None:
         assert lengths.sum() / padded >= 0.95
         firsts = [lengths[batch].mean() for batch in batches]
         assert abs(np.corrcoef(np.arange(len(firsts)), firsts)[0, 1]) < 0.1  # no march from short to long
+
+
+def test_every_row_once_where_nothing_is_mixed() -> None:
+    mixture = Mixture(7, 3, 5)
+    assert mixture(0).tolist() == mixture(4).tolist() == list(range(15))
+
+
+@pytest.mark.parametrize(
+    ("share", "labelled"), [(0.5, 30), (0.75, 10), (0.3, 70), (1.0, 0), (0.9, 3)], ids=lambda value: str(value)
+)
+def test_labelled_rows_are_repeated_or_left_out_to_fit_a_share(share: float, labelled: int) -> None:
+    mixture = Mixture(20, 10, 20, share=share, seed=1)
+    rows = [mixture(epoch) for epoch in range(3)]
+    for epoch in rows:
+        counts = np.bincount(epoch, minlength=50)
+        assert counts[20:].tolist() == [1] * 30
+        assert counts[:20].sum() == labelled and np.ptp(counts[:20]) <= 1  # none more often than another but by one
+    assert rows[0].tolist() == Mixture(20, 10, 20, share=share, seed=1)(0).tolist()
+    if labelled % 20:  # who is repeated once more, or left out, is drawn anew
+        assert len({tuple(np.sort(epoch)) for epoch in rows}) == 3
+        assert sorted(rows[0]) != sorted(Mixture(20, 10, 20, share=share, seed=2)(0))
+
+
+def test_fresh_pseudo_samples_come_after_some_epochs() -> None:
+    mixture = Mixture(4, 2, 10, slices=3, fresh_every=2)
+    fresh = [(epoch[6:] - 6).tolist() for epoch in map(mixture, range(8))]
+    assert fresh == [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2 + [[6, 7, 8]] * 2 + [[0, 1, 2]] * 2  # then from the beginning
+    assert all(mixture(epoch)[:6].tolist() == list(range(6)) for epoch in range(8))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"share": 0.0}, "transfer_share must be above 0 and at most 1, not 0.0"),
+        ({"share": 1.1}, "transfer_share must be above 0 and at most 1, not 1.1"),
+        ({"share": 0.5, "others": 0, "generated": 0}, "there are no rows without labels.*generator=NAME"),
+        ({"slices": 7}, "generator.fresh_every: 6 pseudo-samples cannot be cut into 7"),
+    ],
+    ids=str,
+)
+def test_mixtures_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Mixture(**({"labelled": 4, "others": 2, "generated": 6} | given))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("done", [0, 3, 8, 11])
+def test_mixed_epochs_go_on_where_they_stopped(done: int, replicas: int) -> None:
+    mixture = Mixture(30, 5, 60, share=0.6, slices=2, fresh_every=2, seed=3)
+    options: dict[str, Any] = {"seed": 3, "chosen": mixture, "replicas": replicas, "rank": 0}
+    lengths = lengths_of(95)
+    whole = EpochBatches(lengths, 8, **options)
+    assert len(whole) == -(-(35 + 23) // 8 // replicas)
+    epochs_whole = epochs(whole, 4)
+    if replicas == 1:
+        assert [sorted(flat(epoch)) for epoch in epochs_whole] == [sorted(mixture(epoch)) for epoch in range(4)]
+    resumed = EpochBatches(lengths, 8, batches_done=done, **options)
+    rest = [batch for epoch in epochs(resumed, 4 - resumed.epoch) for batch in epoch]
+    assert rest == [batch for epoch in epochs_whole for batch in epoch][done:]

@@ -22,6 +22,7 @@ from kdresearch.data.corpus import Row
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.encoding import fitted
 from kdresearch.data.tokenizers import UNKNOWN, NgramTokenizer, PretrainedTokenizer, WordTokenizer
+from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramBag
 from kdresearch.strategies.supervised import SupervisedDistiller
 from kdresearch.structures import UNLABELLED, Batch, Tokens
@@ -117,6 +118,68 @@ def test_batches_carry_the_rows_of_their_index(tmp_path: Path) -> None:
     assert (labels == UNLABELLED).sum() == len(data.split.transfer) == 9
     looked = torch.cat([batch.index for batch in data.training_batches()])
     assert sorted(looked.tolist()) == data.split.train.tolist()  # labelled rows alone
+
+
+SAMPLES = [f"sample{number} {'red blue ' * (number % 5)}unheard" for number in range(12)]
+
+
+def test_pseudo_samples_are_rows_without_labels(tmp_path: Path) -> None:
+    said: list[str] = []
+    plain, data = data_of(tmp_path), data_of(tmp_path, say=said.append)
+    before = data.used
+    data.extend(SAMPLES, "f1")
+    assert data.corpus.ids(data.split.generated) == [f"generated/{number}" for number in range(12)]
+    assert [text for chunk in data.corpus.texts(data.split.generated) for text in chunk] == SAMPLES
+    assert data.used.tolist() == [*before.tolist(), *data.split.generated.tolist()]
+    assert data.tokenizer.size == plain.tokenizer.size and data.fingerprint == plain.fingerprint  # as it was fitted
+    rows, labels = ([] for _ in range(2))
+    for batch in data.train_dataloader():
+        rows += batch.index.tolist()
+        labels += batch.label.tolist()
+        for text, ids, mask in zip(next(data.corpus.texts(batch.index.numpy())), *batch.student[:2], strict=True):
+            assert ids[mask].tolist() == data.tokenizer.encode([text])[0].tolist()
+    assert sorted(rows) == sorted([*data.split.train.tolist(), *data.split.generated.tolist()])
+    assert labels.count(UNLABELLED) == 12 and data.labels[rows].tolist() == labels
+    for part in (data.split.validation, data.split.test):
+        assert data.corpus.ids(part) == plain.corpus.ids(part)
+    assert [line for line in said if "encoding" in line] == ["encoding 12 rows of generated f1"]
+    said.clear()
+    data_of(tmp_path, say=said.append).extend(SAMPLES, "f1")
+    assert not said  # encoded once
+    other = data_of(tmp_path)
+    other.extend(SAMPLES[::-1], "f2")
+    first = other.rows(other.split.generated[:1]).__getitems__([0]).student
+    assert first.ids[first.mask].tolist() == other.tokenizer.encode(SAMPLES[-1:])[0].tolist()
+
+
+@pytest.mark.parametrize("stop", [5, 13])
+def test_a_resumed_run_sees_the_same_mixture(tmp_path: Path, stop: int) -> None:
+    """Fresh samples every second epoch, beside as many labelled rows."""
+
+    def mixed() -> TextDataModule:
+        data = data_of(tmp_path, transfer_share=0.5)
+        data.extend(SAMPLES * 4, "f3", slices=2, fresh_every=2)
+        return data
+
+    whole = fit(mixed(), tmp_path / "whole", max_epochs=3)
+    assert whole.global_step == 3 * 6  # 24 and 24 rows
+    saved = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=stop, save_top_k=-1)
+    fit(mixed(), tmp_path / "cut", max_epochs=3, max_steps=stop, callbacks=[saved])
+    fit(mixed(), tmp_path / "resumed", resume=tmp_path / "saved" / f"step={stop}.ckpt", max_epochs=3)
+    rows = [noted(tmp_path / name, "train") for name in ("whole", "cut", "resumed")]
+    assert rows[1] + rows[2] == rows[0]
+    data = mixed()
+    for epoch, half in enumerate((0, 0, 1)):
+        of_epoch = [row for _, at, index, _ in rows[0] if at == epoch for row in index]
+        generated = sorted(set(of_epoch) & set(data.split.generated.tolist()))
+        assert generated == data.split.generated[24 * half :][:24].tolist() and len(of_epoch) == 48
+
+
+def test_shares_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="transfer_share must be above 0"):
+        data_of(tmp_path, transfer_share=2.0)
+    with pytest.raises(UserError, match="there are no rows without labels"):
+        data_of(tmp_path, transfer_share=0.5).train_dataloader()
 
 
 def test_the_teachers_own_tokens_come_beside_the_students(tmp_path: Path) -> None:

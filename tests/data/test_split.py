@@ -159,6 +159,20 @@ def test_folds_share_out_the_training_rows(corpus: Corpus, folds: int) -> None:
     assert len(held) == len(digests)
 
 
+@pytest.mark.parametrize("options", [{}, {"folds": 3, "fold": 1}, {"limit": 60, "transfer": "unlabelled"}])
+def test_a_fold_that_is_left_out_changes_nothing_else(corpus: Corpus, options: dict[str, Any]) -> None:
+    whole, labels = split(corpus, **options), labels_of(corpus)
+    parts = [split(corpus, leave_out=[fold, 4], **options) for fold in range(4)]
+    left = [np.setdiff1d(whole.train, part.train) for part in parts]
+    assert np.array_equal(np.sort(np.concatenate(left)), whole.train)  # each row is left out exactly once
+    for part in parts:
+        assert set(part.train) < set(whole.train)
+        for name in ("transfer", "validation", "test"):
+            assert np.array_equal(getattr(part, name), getattr(whole, name))
+    counts = [np.bincount(labels[rows], minlength=3) for rows in left]
+    assert (np.ptp(counts, axis=0) <= 1).all()
+
+
 def test_the_seed_decides(corpus: Corpus) -> None:
     def rows(seed: int, **options: Any) -> list[list[int]]:
         carved = split(corpus, seed=seed, **options)
@@ -194,6 +208,8 @@ def test_fewer_labels_leave_the_rest_as_it_is(corpus: Corpus) -> None:
         ({"folds": 1}, "data.fold=0 of data.folds=1"),
         ({"folds": 3, "fold": 3}, "counted from 0"),
         ({"folds": 5000, "fold": 4999}, "data.fold=4999 of data.folds=5000 holds none"),
+        ({"leave_out": [3, 3]}, "fold 3 of teacher.folds=3: needs at least 2 folds"),
+        ({"leave_out": [4999, 5000]}, "fold 4999 of teacher.folds=5000 holds none"),
     ],
 )
 def test_settings_that_the_rows_cannot_satisfy_are_refused(

@@ -250,7 +250,7 @@ def test_logits_are_no_probabilities() -> None:
         ({"leakage_share": 0}, "filters.leakage_share must be above 0"),
         ({"max_repetition": 3}, "filters.max_repetition must be from 0 to 1, not 3"),
         ({"max_entropy": 1.2}, "filters.max_entropy must be from 0 to 1, not 1.2"),
-        ({"min_words": 9, "max_words": 8}, "filters.min_words=9 is above filters.max_words=8: nothing could be kept"),
+        ({"min_words": 9, "max_words": 8}, "filters.min_words=9 is above generator.filters.max_words=8: nothing could"),
         ({"min_confidence": 0.9, "max_confidence": 0.6}, "filters.min_confidence=0.9 is above"),
         ({"min_entropy": 0.2, "max_entropy": 0.1}, "filters.min_entropy=0.2 is above"),
     ],
@@ -262,3 +262,17 @@ def test_bands_that_make_no_sense(settings: dict[str, Any], message: str) -> Non
 
 def test_the_teachers_bands_are_not_of_the_pool() -> None:
     assert Filters(min_confidence=0.7, max_entropy=0.9).key() == Filters().key() != Filters(min_words=2).key()
+
+
+def test_whether_the_teacher_is_asked_at_all() -> None:
+    assert not Filters(min_words=3, max_repetition=0.1).ask_teacher
+    for bound in ({"min_confidence": 0.6}, {"max_confidence": 0.9}, {"min_entropy": 0.1}, {"max_entropy": 0.9}):
+        assert Filters(**bound).ask_teacher
+
+
+def test_the_teachers_verdicts_one_by_one() -> None:
+    filters = Filters(min_confidence=0.6, max_confidence=0.95, max_entropy=0.9)
+    rows = np.array([[0.8, 0.2], [0.5, 0.5], [0.99, 0.01], [0.35, 0.65]])
+    assert filters.teacher_verdicts(rows).tolist() == ["kept", "confidence", "confidence", "entropy"]
+    kept, counts = filters.by_teacher(rows)
+    assert kept.tolist() == [True, False, False, False] and counts == {"confidence": 2, "entropy": 1, "kept": 1}

@@ -25,13 +25,16 @@ HELD_OUT = ["an end that nobody could have seen coming at all", "dull"]
 class Counting:
     """Texts of two numbers, of 1000 that there are; what it was asked is written down."""
 
-    def __init__(self, size: int = 10**9, setting: int = 0) -> None:
-        self.size, self.setting = size, setting
+    def __init__(self, size: int = 10**9, setting: int = 0, sampling: int = 0) -> None:
+        self.size, self.setting, self.sampling = size, setting, sampling
         self.prepared: list[bool] = []  # whether its files were there
         self.generated: list[tuple[int, int]] = []
 
     def key(self) -> dict[str, Any]:
-        return {"generator": "counting", "size": self.size, "setting": self.setting}
+        return {"generator": "counting", "size": self.size, "setting": self.setting, "sampling": self.sampling}
+
+    def preparation_key(self) -> dict[str, Any]:
+        return {"setting": self.setting}
 
     def prepare(
         self, texts: Sequence[str], labels: np.ndarray, classes: tuple[str, ...], folder: Path, device: str, say: Any
@@ -90,6 +93,68 @@ def test_the_second_time_nothing_is_generated(store: Store) -> None:
     again = Counting()
     assert made(store, again) == first
     assert (again.prepared, again.generated) == ([], [])
+
+
+def test_what_is_told_of_a_pool(store: Store) -> None:
+    found = made(store, generator := Counting())
+    assert found.made == 30 * len(generator.generated) >= sum(found.counts.values())
+    pieces = sum(artifact.seconds for artifact in store.artifacts("samples"))
+    assert found.seconds == pytest.approx(pieces, abs=1e-3)
+    assert found.fingerprint == next(store.artifacts("pool")).path.name
+
+
+def test_all_there_is(store: Store) -> None:
+    said: list[str] = []
+    found = made(store, Counting(size=70), number=None, say=said.append)
+    assert found.texts == made(store, Counting(size=70)).texts and found.made == 70
+    assert not [line for line in said if "exhausted" in line]
+
+
+def test_other_samples_of_what_was_prepared_once(store: Store) -> None:
+    made(store, Counting())
+    other, anew = Counting(sampling=1), Counting(setting=1)
+    made(store, other)
+    made(store, anew)
+    assert (other.prepared, anew.prepared) == ([True], [False])
+    assert other.generated and len(list(store.artifacts("generator"))) == 2
+
+
+def test_a_generator_without_a_preparation_leaves_none(store: Store) -> None:
+    made(store, Resample(n_iter=1000))
+    assert not list(store.artifacts("generator"))
+
+
+class Dying(Counting):
+    """Its preparation has two halves; it does not survive the second, the first time."""
+
+    error: BaseException = KeyboardInterrupt()
+
+    def prepare(self, texts: Any, labels: Any, classes: Any, folder: Path, device: str, say: Any) -> None:
+        self.prepared.append((folder / "half").exists())
+        if not self.prepared[-1]:
+            (folder / "half").touch()
+            raise self.error
+        (folder / "learnt").write_text("by heart")
+
+
+def test_a_preparation_that_died_goes_on_from_what_it_left(store: Store) -> None:
+    generator = Dying()
+    with pytest.raises(KeyboardInterrupt):
+        made(store, generator)
+    (left,) = store.leftovers()  # which the store shows, and can be rid of
+    assert (left / "half").exists() and not list(store.artifacts("generator"))
+    made(store, generator)
+    (kept,) = store.artifacts("generator")
+    assert generator.prepared == [False, True] and set(kept.files) == {"half", "learnt"}
+    assert not store.leftovers() and not store.damaged(kept)
+
+
+def test_a_preparation_that_was_refused_leaves_nothing(store: Store) -> None:
+    generator = Dying()
+    generator.error = UserError("no")
+    with pytest.raises(UserError, match="no"):
+        made(store, generator)
+    assert not store.leftovers()
 
 
 def test_a_larger_pool_pays_for_the_difference(store: Store) -> None:

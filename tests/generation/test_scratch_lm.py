@@ -201,4 +201,12 @@ def test_rows_that_teach_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_the_key_is_the_settings() -> None:
     key = ScratchLm().key()
-    assert json.loads(json.dumps(key)) == key != ScratchLm(seed=1).key()
+    assert json.loads(json.dumps(key)) == key != ScratchLm(training_seed=1).key()
+
+
+def test_sampling_is_no_part_of_what_is_learned() -> None:
+    trained = ScratchLm().preparation_key()
+    other = ScratchLm(temperature=0.5, top_p=0.5, balance="train", sample_batch_size=1, checkpoint_every=1)
+    assert other.preparation_key() == trained and other.key() != ScratchLm().key()
+    for setting in ({"max_steps": 3}, {"conditional": False}, {"dropout": 0.0}, {"training_seed": 1}):
+        assert ScratchLm(**setting).preparation_key() != trained

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from kdresearch.losses import correlation, decoupled, logit_mse, soft_label, standardised, weighted_soft_label
+from kdresearch.losses import (
+    correlation,
+    decoupled,
+    logit_mse,
+    pseudo_label,
+    soft_label,
+    standardised,
+    weighted_soft_label,
+)
 
 LABEL = torch.tensor([2, 0, -1, 3, 1])
 
@@ -42,6 +50,12 @@ def naive_soft_label(s, t, temperature=1.0, divergence="forward", beta=0.5, conv
             total += beta * kl(p, m) + (1 - beta) * kl(q, m)
     value = temperature**2 * total / len(s)
     return value / s.shape[1] if convention == "mean" else value
+
+
+def naive_pseudo_label(s, t, temperature=1.0, hard=False):
+    if hard:
+        return -sum(math.log(softmax(z_s)[np.argmax(z_t)]) for z_s, z_t in zip(s, t, strict=True)) / len(s)
+    return temperature**2 * naive_soft_label(s, t, temperature, convention="textbrewer")
 
 
 def naive_logit_mse(s, t, temperature=1.0, convention="house"):
@@ -103,6 +117,9 @@ CASES = [
     (soft_label, naive_soft_label, {"temperature": 3.0, "convention": "textbrewer"}, ()),
     (soft_label, naive_soft_label, {"temperature": 2.0, "divergence": "reverse"}, ()),
     (soft_label, naive_soft_label, {"temperature": 2.0, "divergence": "jsd", "beta": 0.3}, ()),
+    (pseudo_label, naive_pseudo_label, {}, ()),
+    (pseudo_label, naive_pseudo_label, {"temperature": 3.0}, ()),
+    (pseudo_label, naive_pseudo_label, {"hard": True}, ()),
     (logit_mse, naive_logit_mse, {}, ()),
     (logit_mse, naive_logit_mse, {"temperature": 3.0, "convention": "textbrewer"}, ()),
     (decoupled, naive_decoupled, DKD, ("label",)),
@@ -126,6 +143,7 @@ def test_equals_the_loops(loss, naive, options, labels):
 def test_identities(loss, naive, options, labels, identities):
     extra = {"label": LABEL} if labels else {}
     zero = options.get("convention") != "textbrewer" or loss is logit_mse
+    zero &= loss is not pseudo_label  # a cross-entropy: an entropy is left
     zero &= loss is not weighted_soft_label or options.get("convention") is None
     identities(lambda s, t: loss(s, t, **options, **extra), S, T, zero=zero)
 
@@ -198,6 +216,22 @@ def test_high_temperature_is_squared_error_of_centred_logits(divergence):
     torch.testing.assert_close(soft_label(S, T, temperature=1e4, divergence=divergence), limit, rtol=1e-3, atol=0)
     two = ((S[:, 0] - S[:, 1]) - (T[:, 0] - T[:, 1])).square().mean() / 8
     torch.testing.assert_close(soft_label(S[:, :2], T[:, :2], temperature=1e4), two, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_pseudo_labels_are_soft_labels_and_an_entropy(temperature):
+    p = torch.softmax(T / temperature, 1)
+    entropy = temperature**2 * torch.special.entr(p).sum(1).mean()
+    s = S.clone().requires_grad_()
+    cross, kl = (loss(s, T, temperature=temperature) for loss in (pseudo_label, soft_label))
+    torch.testing.assert_close(cross, kl + entropy)
+    gradients = [torch.autograd.grad(value, s)[0] for value in (cross, kl)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_hard_pseudo_labels_are_the_limit_of_a_certain_teacher():
+    torch.testing.assert_close(pseudo_label(S, T, hard=True), pseudo_label(S, 1e4 * T))
+    assert pseudo_label(S, T, hard=True, temperature=3.0) == pseudo_label(S, T, hard=True)
 
 
 def test_jsd_ends_in_forward_and_reverse():
