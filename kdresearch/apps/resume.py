@@ -1,4 +1,4 @@
-"""Going on exactly where a killed run stopped."""
+"""Going on exactly where a killed run stopped, and stopping before the schedule does."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ class RandomState(Callback):
             if "cuda" in self._restored and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
             self._restored = None
+
+
+class StopAfter(Callback):
+    """Stop after some epochs; the schedule stays that of all of them."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer, trainer.current_epoch)  # killed between its last epoch and its end
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer, trainer.current_epoch + 1)
+
+    def _stop(self, trainer: Trainer, done: int) -> None:
+        trainer.should_stop = trainer.should_stop or done >= self.epochs

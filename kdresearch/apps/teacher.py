@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kdresearch import __version__, package
-from kdresearch.apps.config import build, plain
+from kdresearch import package
+from kdresearch.apps.config import plain
+from kdresearch.apps.recipes import (
+    Recipe,
+    Train,
+    all_trained,
+    links,
+    name_of,
+    overrides_of,
+    recipe,
+    trained,
+    trained_texts,
+)
 from kdresearch.apps.record import Chosen
 from kdresearch.apps.say import say
 from kdresearch.artifacts import Store, file_sha256
@@ -26,16 +36,20 @@ from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.metrics import better_than_chance, task_metrics
 from kdresearch.hub import hub_name
 from kdresearch.structures import FIELDS, LOGITS, RECORDED, UNLABELLED, Batch, Model, Reading, Teacher, Tokens
-from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher
+from kdresearch.teachers.calibrated import CalibratedTeacher, fitted_temperature
+from kdresearch.teachers.crossfit import CrossFittedTeacher
+from kdresearch.teachers.ensemble import AVERAGES, EnsembleTeacher, MappedTeacher
+from kdresearch.teachers.kept import KeptTeacher
 from kdresearch.teachers.live import PRECISIONS, LiveTeacher
 from kdresearch.teachers.recorded import RecordedTeacher, record
 
-SOURCES = ("recipe", "path", "id", "members")
+SOURCES = ("recipe", "path", "id", "members", "chain")
 MODES = ("auto", "recorded", "live")
-_TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection", "start")
-_OF_A_MEMBER = ("recipe", "path", "id", "data", "max_length", "truncation")
+_OF_A_MEMBER = ("recipe", "path", "id", "data", "max_length", "truncation", "epochs", "label_smoothing")
+_OF_A_RECIPE = ("folds", "epochs", "label_smoothing")
+_CALIBRATION = ("accuracy", "nll", "ece", "brier")
 BY_ACCURACY = "accuracy"
-Train = Callable[[DictConfig, Path, Chosen], Any]
+FIT = "fit"
 
 
 @dataclass
@@ -45,6 +59,8 @@ class Found:
     name: str
     folders: list[Path]
     facts: dict[str, Any] = field(default_factory=dict)
+    class_map: dict[str, str] | None = None
+    seen: list[np.ndarray] = field(default_factory=list)  # of a cross-fitted one: texts each was trained on (digests)
 
 
 @dataclass(frozen=True)
@@ -66,9 +82,20 @@ def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
         UserError: options that contradict each other or name nothing; told before anything is trained.
     """
     _check_options(cfg)
-    members = _members(cfg)
-    folders = [_package_folder(cfg, member, chosen, store, train) for member in members]
-    name = " + ".join(_name(member) for member in members)
+    chain, more = links(cfg, chosen), dict[str, Any]()
+    seen: list[np.ndarray] = []
+    if chain:
+        folders, more["chain"] = _chained(cfg, chain, chosen, store, train)
+        name = chain[-1].name
+    elif cfg.teacher.folds is not None:
+        recipes = [recipe(cfg, cfg.teacher, chosen, fold) for fold in range(cfg.teacher.folds)]
+        folders = [package.located(path) for path in all_trained(recipes, store, train, cfg.teacher.jobs)]
+        seen = [trained_texts(each, store) for each in recipes]
+        name = f"{_name(cfg.teacher)} in {cfg.teacher.folds} folds"
+    else:
+        members = _members(cfg)
+        folders = [_package_folder(cfg, member, chosen, store, train) for member in members]
+        name = " + ".join(_name(member) for member in members)
     sizes = [parameters(package.outline(folder)[0]) for folder in folders]  # type: ignore[arg-type]
     facts = {
         "name": name,
@@ -79,7 +106,36 @@ def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
         "packages": [str(folder) for folder in folders],
         "precision": cfg.teacher.precision,
     }
-    return Found(name, folders, facts)
+    class_map = None if chain else plain(cfg.teacher.class_map)  # whatever this run trained speaks of its classes
+    return Found(name, folders, facts | more, class_map, seen)
+
+
+def _chained(
+    cfg: DictConfig, chain: Sequence[Recipe], chosen: Chosen, store: Store, train: Train
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The last link's package, and what each link is; every link is kept before the next is begun."""
+    told, before = [], None
+    if _headed(cfg):
+        before = _package_folder(cfg, cfg.teacher, chosen, store, train)
+        told.append({"name": _name(cfg.teacher), "fingerprint": package.fingerprint(before)})
+        with open_dict(chain[0].cfg):
+            chain[0].cfg.teacher.merge_with({name: cfg.teacher[name] for name in ("class_map", "precision")})
+    for link in chain:
+        folder = trained(link, store, train, before)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        if told and "validation_accuracy" not in told[-1]:
+            told[-1]["validation_accuracy"] = metrics["teacher/val_accuracy"]
+        before = package.located(folder)
+        about = {"fingerprint": package.fingerprint(before), "validation_accuracy": metrics["val/accuracy"]}
+        told.append({"name": link.name, **about})
+    say("teachers: " + " -> ".join(f"{link['name']} ({link['validation_accuracy']:.4f})" for link in told))
+    assert before is not None
+    return [before], told
+
+
+def _headed(cfg: DictConfig) -> bool:
+    """Whether a chain begins with the configured teacher."""
+    return "assistants" in cfg.strategy and cfg.teacher.chain is None
 
 
 def _check_options(cfg: DictConfig) -> None:
@@ -88,17 +144,64 @@ def _check_options(cfg: DictConfig) -> None:
         raise UserError(f"teacher.mode: {choices(teacher.mode, MODES)}")
     if str(teacher.precision) not in PRECISIONS:
         raise UserError(f"teacher.precision: {choices(teacher.precision, PRECISIONS)}")
-    if teacher.members is None:
+    if teacher.average not in AVERAGES:
+        raise UserError(f"teacher.average: {choices(teacher.average, AVERAGES)}")
+    if teacher.temperature not in (None, FIT) and not _at_least(teacher.temperature, 0, above=True):
+        raise UserError(f"teacher.temperature: a number above 0, or {FIT}, not {teacher.temperature!r}")
+    if teacher.label_smoothing is not None and not (
+        _at_least(teacher.label_smoothing, 0) and teacher.label_smoothing < 1
+    ):
+        raise UserError(f"teacher.label_smoothing: a number from 0 to below 1, not {teacher.label_smoothing!r}")
+    for name, least in (("folds", 2), ("epochs", 1), ("jobs", 1)):
+        if teacher[name] is not None and not (isinstance(teacher[name], int) and _at_least(teacher[name], least)):
+            raise UserError(f"teacher.{name}: a whole number of at least {least}, not {teacher[name]!r}")
+    for name in _OF_A_RECIPE:
+        _check_recipe_of(cfg, name)
+    if teacher.folds is not None:
+        if teacher.mode == "live":
+            raise UserError("teacher.mode=live runs one model: a teacher in folds is recorded")
+        if cfg.start["from"] is not None:
+            raise UserError(f"start.from={cfg.start['from']} takes one model to start from: leave teacher.folds out")
+    if "generations" in cfg.strategy or (teacher.members is None and teacher.chain is None):
         return
     given = [source for source in SOURCES if teacher[source] is not None]
     if len(given) > 1:
         raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
+    if teacher.members is None:
+        return
+    if "assistants" in cfg.strategy:
+        raise UserError("strategy=assistant begins with one teacher: give a recipe, path, id or chain, not members")
     if teacher.mode == "live" and len(teacher.members) > 1:
         raise UserError("teacher.mode=live runs one teacher: an ensemble is recorded")
     if isinstance(teacher.weights, str) and teacher.weights != BY_ACCURACY:
         raise UserError(f"teacher.weights: numbers, or {BY_ACCURACY}, not {teacher.weights!r}")
     weights = None if teacher.weights == BY_ACCURACY else plain(teacher.weights)
     EnsembleTeacher([Promised(()) for _ in teacher.members], teacher.average, weights)
+
+
+def _at_least(value: Any, least: float, *, above: bool = False) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and (value > least if above else value >= least)
+    )
+
+
+def _check_recipe_of(cfg: DictConfig, option: str) -> None:
+    """Refuse an option of how a recipe is trained where there is none."""
+    teacher, by = cfg.teacher, None
+    if "generations" in cfg.strategy:
+        by = "strategy=self"
+    elif option == "folds" and "assistants" in cfg.strategy:
+        by = "strategy=assistant"
+    elif teacher.chain is not None:
+        by = "teacher.chain"
+    elif option == "folds" and teacher.members is not None:
+        by = "teacher.members"
+    if teacher[option] is not None and by is not None:
+        raise UserError(f"teacher.{option} is of a teacher by one recipe, and {by} is given")
+    for member in _members(cfg):
+        source = next((name for name in ("path", "id") if member[name] is not None), None)
+        if member[option] is not None and source is not None:
+            raise UserError(f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already")
 
 
 def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule) -> tuple[Teacher, Reading]:
@@ -108,15 +211,27 @@ def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule)
         UserError: options that contradict each other or name nothing.
     """
     _check_options(cfg)
+    if "generations" in cfg.strategy and chosen.options["teacher"] not in ("default", "none"):
+        say(f"strategy=self learns from its own earlier generations: teacher={chosen.options['teacher']} is not used")
+    if chain := links(cfg, chosen):
+        if _headed(cfg):
+            _outline(cfg, cfg.teacher, chosen, store)
+        outlines = [link.outline() for link in chain][-1:]
+    else:
+        outlines = [_outline(cfg, member, chosen, store) for member in _members(cfg)]
+        if cfg.teacher.folds is not None:
+            last = recipe(cfg, cfg.teacher, chosen, cfg.teacher.folds - 1)
+            trained_texts(last, store)  # refuses more folds than there are rows
+    several = cfg.teacher.members is not None and not chain
+    folded = cfg.teacher.folds is not None
+    recorded = cfg.teacher.mode == "recorded" or several or folded
     promised, readings = [], []
-    for member in _members(cfg):
-        model, tokenizer = _outline(cfg, member, chosen, store)
+    for model, tokenizer in outlines:
         sensitive = frozenset({"sensitivity"}) if "embeddings" in model.provides else frozenset[str]()
-        recorded = cfg.teacher.mode == "recorded" or cfg.teacher.members is not None
         promised.append(
             Promised(
                 data.classes,
-                model.provides & RECORDED if recorded else model.provides | sensitive,
+                model.provides & (LOGITS if folded else RECORDED) if recorded else model.provides | sensitive,
                 model.width,
                 model.depth,
                 model.heads,
@@ -126,7 +241,7 @@ def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule)
             )
         )
         readings.append(_reading(data.tokenizer, tokenizer))
-    if cfg.teacher.members is None:
+    if not several:
         return promised[0], readings[0]
     weights = None if cfg.teacher.weights == BY_ACCURACY else plain(cfg.teacher.weights)
     return EnsembleTeacher(promised, cfg.teacher.average, weights), Reading("apart", "an ensemble is recorded")
@@ -146,21 +261,28 @@ def _outline(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store)
     """A model of the teacher's shape, and its tokenizer, fitted or not."""
     if _source(teacher, chosen) != "recipe":
         return package.outline(_package_folder(cfg, teacher, chosen, store, None))
-    recipe, _ = _recipe(cfg, teacher, chosen)
-    model: Model = build(recipe.student.model, "teacher.recipe: student.model", vocabulary=2, classes=2)
-    return model, build(recipe.student.tokenizer, "teacher.recipe: student.tokenizer")
+    return recipe(cfg, teacher, chosen).outline()
 
 
 def fingerprint(cfg: DictConfig, folders: list[Path]) -> str:
     own = [package.fingerprint(folder) for folder in folders]
     if len(own) == 1:
         return own[0]
-    how = json.dumps([own, cfg.teacher.average, plain(cfg.teacher.weights)])
-    return hashlib.sha256(how.encode()).hexdigest()[:24]
+    how = [own, cfg.teacher.average, plain(cfg.teacher.weights)]
+    how += [] if cfg.teacher.folds is None else [cfg.teacher.folds]
+    return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:24]
 
 
 def answer(
-    cfg: DictConfig, found: Found, data: TextDataModule, store: Store, device: str, *, live: bool, token_level: bool
+    cfg: DictConfig,
+    found: Found,
+    data: TextDataModule,
+    store: Store,
+    device: str,
+    *,
+    live: bool,
+    token_level: bool,
+    needs: frozenset[str] = LOGITS,
 ) -> Answers:
     """The teacher as it answers this run, in the data's classes.
 
@@ -170,48 +292,75 @@ def answer(
     Args:
         live: whether it runs beside the student.
         token_level: whether its tokens are compared with the student's.
+        needs: fields that training will ask a live one for.
 
     Raises:
         UserError: class names that do not match, or a teacher no better than chance on the validation rows.
     """
-    class_map = plain(cfg.teacher.class_map)
     for folder in found.folders:  # names first: nothing is computed for a teacher that cannot fit
-        MappedTeacher(Promised(package.classes(folder)), data.classes, class_map)
+        MappedTeacher(Promised(package.classes(folder)), data.classes, found.class_map)
     # The validation rows first: a useless teacher is refused before the rest is paid for.
-    _check(found, _recorded(cfg, found, data, store, data.split.validation, class_map, device), data)
+    answers = _recorded(cfg, found, data, store, data.split.validation, device)
+    _check(found, answers, data)
+    temperature = _calibrate(cfg, found, answers, data)
     evaluated = np.concatenate([data.split.validation, data.split.test])
-    recorded = _recorded(cfg, found, data, store, evaluated if live else data.used, class_map, device)
+    recorded = _recorded(cfg, found, data, store, evaluated if live else data.used, device)
+    if temperature is not None:
+        recorded = CalibratedTeacher(recorded, temperature)
     found.facts["mode"] = "live" if live else "recorded"
     if not live:
+        found.facts["calibration"]["training"] = heard = _calibration(recorded, data, data.split.train)
+        say(f"teacher {found.name}: what the student hears of its {len(data.split.train):,} rows: {_told(heard)}")
         return Answers(recorded, recorded, Reading("apart", "the teacher is recorded"))
     opened = package.load(found.folders[0])
     data.read_teacher(opened.tokenizer, opened.fingerprint, token_level=token_level)
     reading = Reading(data.reading)
     if reading.kind == "apart":
         reading = _reading(data.tokenizer, opened.tokenizer)
-    teacher = MappedTeacher(LiveTeacher(opened, str(cfg.teacher.precision)), data.classes, class_map)
-    return Answers(teacher, recorded, reading)
+    running: Teacher = LiveTeacher(opened, str(cfg.teacher.precision))
+    if cfg.teacher.keep:
+        assert isinstance(running, LiveTeacher) and data.teacher_rows is not None
+        running.to(device)
+        running = KeptTeacher(
+            running,
+            opened.fingerprint,
+            data.corpus,
+            data.teacher_rows,
+            data.split.trained,
+            needs,
+            store,
+            batch_size=cfg.teacher.batch_size,
+            say=say,
+        )
+    teacher: Teacher = MappedTeacher(running, data.classes, found.class_map)
+    return Answers(teacher if temperature is None else CalibratedTeacher(teacher, temperature), recorded, reading)
 
 
 def _recorded(
-    cfg: DictConfig, found: Found, data: TextDataModule, store: Store, index: np.ndarray, class_map: Any, device: str
+    cfg: DictConfig, found: Found, data: TextDataModule, store: Store, index: np.ndarray, device: str
 ) -> Teacher:
     members: list[Teacher] = []
-    for folder in found.folders:
+    for number, folder in enumerate(found.folders):
+        # Of a cross-fitted teacher each model is asked only about what it has not seen.
+        own = index[~np.isin(data.corpus.digests(index), found.seen[number])] if found.seen else index
         pieces = record(
             package.fingerprint(folder),
             lambda folder=folder: package.load(folder),  # type: ignore[misc]
             data.corpus,
-            index,
+            own,
             store,
             precision=str(cfg.teacher.precision),
             batch_size=cfg.teacher.batch_size,
             device=device,
             say=say,
         )
-        recorded = RecordedTeacher(pieces, data.corpus, index, package.classes(folder))
-        members.append(MappedTeacher(recorded, data.classes, class_map))
-    if cfg.teacher.members is None:
+        recorded = RecordedTeacher(pieces, data.corpus, own, package.classes(folder))
+        members.append(MappedTeacher(recorded, data.classes, found.class_map))
+    if found.seen:
+        digests = data.corpus.digests(np.arange(len(data.corpus)))
+        seen = np.stack([np.isin(digests, texts) for texts in found.seen], axis=1)
+        return CrossFittedTeacher(members, torch.from_numpy(seen), cfg.teacher.average)
+    if len(found.folders) == 1 and (cfg.teacher.members is None or "chain" in found.facts):
         return members[0]
     weights = plain(cfg.teacher.weights)
     if weights == BY_ACCURACY:
@@ -219,6 +368,30 @@ def _recorded(
         answers = [logits_of(member, data, data.split.validation) for member in members]
         weights = [task_metrics(logits, label)["accuracy"] for logits in answers]
     return EnsembleTeacher(members, cfg.teacher.average, weights)
+
+
+def _calibrate(cfg: DictConfig, found: Found, teacher: Teacher, data: TextDataModule) -> float | None:
+    """The temperature that the teacher's logits are divided by, with its calibration before and after in the facts."""
+    index, asked = data.split.validation, cfg.teacher.temperature
+    temperature = None if asked in (None, FIT) else float(asked)
+    if asked == FIT:
+        label = torch.from_numpy(data.labels[index])
+        temperature = fitted_temperature(logits_of(teacher, data, index), label)
+    before = _calibration(teacher, data, index)
+    after = before if temperature is None else _calibration(CalibratedTeacher(teacher, temperature), data, index)
+    found.facts |= {"temperature": temperature or 1.0, "calibration": {"before": before, "after": after}}
+    if temperature is not None:
+        say(f"teacher {found.name}: temperature {temperature:.3f}: {_told(before)}; then {_told(after)}")
+    return temperature
+
+
+def _calibration(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> dict[str, float]:
+    scores = task_metrics(logits_of(teacher, data, index), torch.from_numpy(data.labels[index]))
+    return {name: scores[name] for name in _CALIBRATION}
+
+
+def _told(calibration: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in calibration.items())
 
 
 def logits_of(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> torch.Tensor:
@@ -234,9 +407,15 @@ def logits_of(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> torc
 
 
 def member_accuracies(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> list[float]:
-    """Accuracy of each member of an ensemble on rows; empty for a single teacher."""
+    """Accuracy of each member of an ensemble, or model of a cross-fitted teacher, on rows; empty for a single one."""
     label = torch.from_numpy(data.labels[index])
-    members = teacher.members if isinstance(teacher, EnsembleTeacher) else []
+    while isinstance(teacher, CalibratedTeacher):
+        teacher = teacher.teacher
+    members: Sequence[Teacher] = []
+    if isinstance(teacher, EnsembleTeacher):
+        members = teacher.members
+    elif isinstance(teacher, CrossFittedTeacher):
+        members = teacher.models
     return [task_metrics(logits_of(member, data, index), label)["accuracy"] for member in members]
 
 
@@ -283,7 +462,7 @@ def _members(cfg: DictConfig) -> list[DictConfig]:
 def _member(teacher: DictConfig, member: Any) -> DictConfig:
     merged = OmegaConf.create(OmegaConf.to_container(teacher, resolve=True))
     with open_dict(merged):
-        merged.merge_with({"members": None, "recipe": None, "path": None, "id": None})
+        merged.merge_with(dict.fromkeys(SOURCES))
         for key in member:
             if key not in _OF_A_MEMBER:
                 raise UserError(f"teacher.members: {choices(key, _OF_A_MEMBER)}")
@@ -294,16 +473,9 @@ def _member(teacher: DictConfig, member: Any) -> DictConfig:
 
 def _name(teacher: DictConfig) -> str:
     if teacher.recipe is not None:
-        student = next(
-            (part.removeprefix("student=") for part in teacher.recipe if part.startswith("student=")), "recipe"
-        )
-        rest = [
-            part.rsplit(".", 1)[-1]
-            for part in teacher.recipe
-            if not part.startswith("student=") and "path=" not in part
-        ]
-        return f"{student} ({', '.join(rest)})" if rest else str(student)
-    return Path(str(teacher.path or teacher.id)).name
+        return name_of(overrides_of(teacher))
+    path = Path(str(teacher.path or teacher.id))
+    return path.parent.name if teacher.path and path.name == "student" else path.name
 
 
 def _source(teacher: DictConfig, chosen: Chosen) -> str:
@@ -326,7 +498,7 @@ def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store:
     if source == "id":
         return _from_hub(teacher, store)
     assert train is not None
-    return _trained(cfg, teacher, chosen, store, train)
+    return package.located(trained(recipe(cfg, teacher, chosen), store, train))
 
 
 def _from_hub(teacher: DictConfig, store: Store) -> Path:
@@ -345,57 +517,3 @@ def _from_hub(teacher: DictConfig, store: Store) -> Path:
         package.save(folder, model, tokenizer, model.classes, {"hub": teacher.id})
 
     return store.build("teacher", key, fetch, waiting=say)
-
-
-def _recipe(cfg: DictConfig, teacher: DictConfig, chosen: Chosen) -> tuple[DictConfig, Chosen]:
-    """The whole configuration that trains a recipe's teacher on this run's data."""
-    overrides = [str(part) for part in teacher.recipe]
-    recipe = compose("train", [*overrides, "teacher=none", "logger=none"], return_hydra_config=True)
-    of_recipe = Chosen(dict(recipe.hydra.runtime.choices) | {"data": chosen.options["data"]}, overrides)
-    with open_dict(recipe):
-        del recipe["hydra"]
-        data = OmegaConf.merge(cfg.data, {"transfer": "none", "transfer_limit": None}, teacher.data or {})
-        recipe.data = OmegaConf.create(_resolved_in(cfg, data))
-        recipe.seed = cfg.seeds.teacher
-        recipe.seeds = {"init": cfg.seeds.teacher, "order": cfg.seeds.teacher, "split": cfg.seeds.split, "teacher": 0}
-        for where in ("accelerator", "devices"):
-            recipe.trainer[where] = cfg.trainer[where]
-        recipe.name = f"teacher {_name(teacher)}"
-        recipe.evaluation.efficiency = False
-    return recipe, of_recipe
-
-
-def _trained(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train) -> Path:
-    """The package of a recipe: what ``kdresearch train`` with its overrides leaves, trained once and kept."""
-    recipe, of_recipe = _recipe(cfg, teacher, chosen)
-    training = {key: plain(recipe[key]) for key in _TRAINING}
-    for where in ("accelerator", "devices"):
-        training["trainer"].pop(where)
-    key = {"version": __version__, "training": _without_paths(training, recipe)}
-
-    def build(folder: Path) -> None:
-        say(f"training the teacher {_name(teacher)}")
-        train(recipe, folder, of_recipe)
-
-    return package.located(store.build("teacher", key, build, waiting=say))
-
-
-def _resolved_in(cfg: DictConfig, data: Any) -> Any:
-    """A data node as plain values, its interpolations resolved where they stand in the whole configuration."""
-    whole = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
-    with open_dict(whole):
-        whole.data = data
-    return OmegaConf.to_container(whole.data, resolve=True)
-
-
-def _without_paths(training: dict[str, Any], recipe: DictConfig) -> dict[str, Any]:
-    """Where the data lie is no part of a recipe's identity: what they are is."""
-    source = build(recipe.data.source, "data")
-    training["data"] = {
-        key: value for key, value in training["data"].items() if key not in ("path", "source") and not _is_file(value)
-    } | {"content": source.key()}
-    return training
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).expanduser().exists()

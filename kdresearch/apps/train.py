@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdresearch import __version__, package
-from kdresearch.apps import start
+from kdresearch.apps import pseudo_samples, start
 from kdresearch.apps import teacher as teachers
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.loggers import close_wandb, make_loggers
+from kdresearch.apps.recipes import CARVING
 from kdresearch.apps.record import Chosen, Record, needs_teacher, write_json, write_predictions
-from kdresearch.apps.resume import RandomState
+from kdresearch.apps.resume import RandomState, StopAfter
 from kdresearch.apps.say import progress, say
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
@@ -34,9 +36,8 @@ from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.strategies.distiller import VALIDATION_METRICS, Distiller
+from kdresearch.strategies.generative import GenerativeDistiller
 from kdresearch.structures import RECORDED, SAME, Model, Reading, Teacher
-
-_CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit")
 
 
 def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
@@ -48,8 +49,8 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
     Returns:
         The content of ``metrics.json``.
     """
-    _environment(cfg)
-    _check(cfg)
+    environment(cfg)
+    check(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(cfg, folder, chosen)
     try:
@@ -66,7 +67,7 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
 def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[str, float]:
     phases, store = record.phases, Store()
     with phases("data"):
-        data = _data(cfg, store).prepare()
+        data = rows_of(cfg, store).prepare()
     record.facts["data"] = _data_facts(data)
     counts, dropped = record.facts["data"]["counts"], record.facts["data"]["duplicates_dropped"]
     say(f"{record.name}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items() if number))
@@ -74,22 +75,42 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
         say("duplicates dropped from training: " + ", ".join(f"{n:,} {name}" for name, n in dropped.items() if n))
 
     # Once with a teacher that is only promised: what the strategy refuses is refused before a real one is paid for.
-    teaches = needs_teacher(cfg)
-    promised, reading = teachers.promise(cfg, chosen, store, data) if teaches else (None, SAME)
+    teaches, generates = needs_teacher(cfg), pseudo_samples.asked(cfg)
+    asked = pseudo_samples.without(cfg)
+    promised, reading = teachers.promise(asked, chosen, store, data) if teaches else (None, SAME)
     planned = _strategy(cfg, student := _student(cfg, data), data, promised, reading)
     start.check(cfg, student, data)
+    judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
     answers: teachers.Answers | None = None
     device = "cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    if generates:
+        with phases("generate"):
+            record.facts["generation"] = pseudo_samples.add(cfg, data, store, device)
     if teaches or cfg.start["from"] is not None:
         with phases("teacher"):
-            found = teachers.find(cfg, chosen, store, run)
-            _environment(cfg)
+            found = teachers.find(asked, chosen, store, run)
+            environment(cfg)
         record.facts["teacher"] = found.facts
     if teaches:
         with phases("knowledge"):
             live = cfg.teacher.mode == "live" or not planned.teacher_needs <= RECORDED
-            answers = teachers.answer(cfg, found, data, store, device, live=live, token_level=planned.compares_tokens)
+            ask = partial(
+                teachers.answer,
+                cfg,
+                found,
+                data,
+                store,
+                device,
+                token_level=planned.compares_tokens,
+                needs=planned.teacher_needs,
+            )
+            answers = ask(live=live and not judged)
+            if judged:
+                pseudo_samples.judge(cfg, data, answers.evaluation, record.facts["generation"])
+                answers = ask(live=True) if live else answers
         record.facts["teacher"] = found.facts
+    if generates:
+        counts["generated"] = len(data.split.generated)
 
     pl.seed_everything(cfg.seeds.init, workers=True, verbose=False)
     student = _student(cfg, data)
@@ -99,6 +120,8 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
         with phases("knowledge"):
             start.begin(cfg, student, data, found.folders[0], store)
     module = _strategy(cfg, student, data, *((answers.training, answers.reading) if answers else (None, SAME)))
+    for peer in getattr(module, "peers", ()):
+        _look_at_data(peer, data)
     with phases("fit"):
         updates, best_epoch = _fit(cfg, folder, module, data, record)
     record.facts |= {"updates": updates, "best_epoch": best_epoch}
@@ -131,21 +154,46 @@ def _strategy(
         batch_size=cfg.student.training.batch_size,
         telemetry_every=cfg.telemetry_every,
     )
-    if len(data.split.transfer) and not module.learns_from_unlabelled:
-        raise UserError(
-            f"data.transfer={cfg.data.transfer} adds rows without labels, and {type(module).__name__} learns from "
-            "labels only: choose a strategy with a teacher, or data.transfer=none"
-        )
     return module
 
 
-def _check(cfg: DictConfig) -> None:
+def _check_unlabelled(cfg: DictConfig, chosen: Chosen, data: TextDataModule, planned: Distiller, teaches: bool) -> bool:
+    """Refuse rows without labels where they teach nothing; whether pseudo-samples are to be judged by the teacher."""
+    generator = chosen.options["generator"]
+    given = {"data.transfer": cfg.data.transfer if len(data.split.transfer) else "none", "generator": generator}
+    given = {name: option for name, option in given.items() if option != "none"}
+    if given and not planned.learns_from_unlabelled:
+        raise UserError(
+            f"{' and '.join(f'{name}={option}' for name, option in given.items())} adds rows without labels, and "
+            f"{type(planned).__name__} learns from labels only: choose a strategy with a teacher, or "
+            f"{' '.join(f'{name}=none' for name in given)}"
+        )
+    if not pseudo_samples.asked(cfg):
+        if isinstance(planned, GenerativeDistiller):
+            raise UserError(
+                f"strategy={chosen.options['strategy']} learns from pseudo-samples, and generator={generator} makes "
+                "none: choose one with generator=NAME"
+            )
+        data.mixture(0)  # refuses
+        return False
+    judged = pseudo_samples.made_of(cfg)[1].ask_teacher
+    if judged and not teaches:
+        raise UserError(
+            f"generator.filters: confidence and entropy are a teacher's, and strategy={chosen.options['strategy']} "
+            "has none"
+        )
+    return judged
+
+
+def check(cfg: DictConfig) -> None:
     if missing := _missing(OmegaConf.to_container(cfg, resolve=False)):
         raise UserError("still to be given: " + ", ".join(f"{name}=..." for name in missing))
     if str(cfg.trainer.precision).startswith("16") and cfg.trainer.accelerator == "cpu":
         raise UserError("trainer.precision=16-mixed needs a GPU: on a CPU use 32-true or bf16-mixed")
     if cfg.selection.mode not in ("min", "max"):
         raise UserError(f"selection.mode: {choices(cfg.selection.mode, ('min', 'max'))}")
+    if cfg.selection.stop_after is not None and cfg.selection.stop_after < 1:
+        raise UserError(f"selection.stop_after must be at least 1, not {cfg.selection.stop_after}")
     if cfg.selection.monitor not in VALIDATION_METRICS:
         raise UserError(f"selection.monitor: {choices(cfg.selection.monitor, VALIDATION_METRICS)}")
     _trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
@@ -166,7 +214,7 @@ def _missing(node: Any, path: str = "") -> list[str]:
     return [path] if node == "???" else []
 
 
-def _environment(cfg: DictConfig) -> None:
+def environment(cfg: DictConfig) -> None:
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -183,16 +231,17 @@ def _environment(cfg: DictConfig) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _data(cfg: DictConfig, store: Store) -> TextDataModule:
+def rows_of(cfg: DictConfig, store: Store) -> TextDataModule:
     return TextDataModule(
         build(cfg.data.source, "data"),
         build(cfg.student.tokenizer, "student.tokenizer"),
         store=store,
+        transfer_share=cfg.data.transfer_share,
         split_seed=cfg.seeds.split,
         order_seed=cfg.seeds.order,
         batch_size=cfg.student.training.batch_size,
         say=say,
-        **{name: cfg.data[name] for name in _CARVING},
+        **{name: plain(cfg.data.get(name)) for name in CARVING},
     )
 
 
@@ -230,10 +279,15 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
     checkpoints = folder / "checkpoints"
     resumed = record.checkpoint_to_resume()
     keep: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor=cfg.selection.monitor, mode=cfg.selection.mode, **keep)
+    monitor, mode = cfg.selection.monitor, cfg.selection.mode
+    if cfg.selection.stop_after is not None:
+        monitor, mode = "epoch", "max"  # the last one is the best
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **keep)
     last = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_every, **keep)  # to go on from
     bar = progress()
     callbacks: list[Callback] = [best, last, RandomState(), bar, LearningRateMonitor("step")]
+    if cfg.selection.stop_after is not None:
+        callbacks.append(StopAfter(cfg.selection.stop_after))
     if cfg.selection.patience is not None:
         callbacks.append(EarlyStopping(cfg.selection.monitor, mode=cfg.selection.mode, patience=cfg.selection.patience))
     labels = {
@@ -246,7 +300,8 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
     config = {
         **plain(cfg),
         "cell": record.facts["cell"],
-        "lineage": {"data": record.facts["data"], "teacher": record.facts["teacher"]},
+        "lineage": {"data": record.facts["data"], "teacher": record.facts["teacher"]}
+        | ({"generation": record.facts["generation"]} if "generation" in record.facts else {}),
     }
     record.loggers = make_loggers(plain(cfg.logger), folder, labels, config, resumed)
     trainer = _trainer(

@@ -1,0 +1,54 @@
+"""Distillation by way of assistants (TAKD, Mirzadeh et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdresearch.errors import UserError
+from kdresearch.objectives.logits import Label, SoftLabel
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.structures import Model
+
+
+class AssistantDistiller(Distiller):
+    """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the last assistant.
+
+    The first assistant learns from the configured teacher, each later one from the one before it (their §3 and
+    fig. 2), by this same objective unless its recipe says anything of its strategy.
+
+    Args:
+        assistants: recipes, at least one, from the teacher's side to the student's; each a list of overrides. They
+            are trained before this student, and kept.
+        temperature: τ.
+        label_smoothing: ε of the first term.
+        weights: ``label`` and ``soft_label``.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        *,
+        assistants: Sequence[Sequence[str]],
+        temperature: float = 2.0,
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, float],
+        **wiring: Any,
+    ) -> None:
+        check_assistants(assistants)
+        self.assistants = [list(recipe) for recipe in assistants]
+        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
+        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+
+
+def check_assistants(assistants: object) -> None:
+    """Raise UserError unless it is a list of recipes."""
+    if not isinstance(assistants, list | tuple) or not assistants:
+        raise UserError(
+            f"strategy.assistants needs at least one recipe, e.g. [['student=textcnn']], not {assistants!r}"
+        )
+    for recipe in assistants:
+        if not isinstance(recipe, list | tuple):
+            raise UserError(
+                f"strategy.assistants: each is a list of overrides, e.g. ['student=textcnn'], not {recipe!r}"
+            )

@@ -1,0 +1,46 @@
+"""Born-again networks (Furlanello et al. 2018): a student of its own earlier generations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdresearch.errors import UserError
+from kdresearch.objectives.logits import Label, SoftLabel
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.structures import Model
+
+
+class SelfDistiller(Distiller):
+    """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the generation before.
+
+    Generation 0 is trained on labels, each later one from the one before it (their §3, eq. 3); all are of the
+    student's own architecture and training, and differ by their initial weights.
+
+    Args:
+        generations: how many come before this student, at least 1; they are trained before it, and kept.
+        temperature: τ.
+        label_smoothing: ε of the first term, and of generation 0.
+        weights: ``label`` and ``soft_label``.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        *,
+        generations: int = 2,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, float],
+        **wiring: Any,
+    ) -> None:
+        check_generations(generations)
+        self.generations = generations
+        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
+        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+
+
+def check_generations(generations: object) -> None:
+    """Raise UserError unless it is a number of generations."""
+    if not isinstance(generations, int) or isinstance(generations, bool) or generations < 1:
+        raise UserError(f"strategy.generations must be at least 1 (0 is strategy=supervised), not {generations!r}")

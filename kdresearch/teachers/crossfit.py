@@ -1,0 +1,73 @@
+"""A teacher that answers every row by models that were not trained on it (out-of-fold outputs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdresearch.errors import UserError, choices
+from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, Tokens
+from kdresearch.teachers.ensemble import AVERAGES
+
+
+class CrossFittedTeacher:
+    """k models of one recipe, each trained on all folds of the training rows but its own.
+
+    A row is answered by the mean of the models that have not seen it: a training row by exactly one, any other by all.
+    No model is ever asked about a row that it has seen.
+
+    Args:
+        models: at least two, of the same classes.
+        seen: [N, k] bool: which models were trained on a row, by its corpus-wide index.
+        average: ``probabilities``, whose logits are the log of the mean probability (of one model, too, so that all
+            rows are told alike), or ``logits``.
+
+    Raises:
+        UserError: an unknown average, models that do not fit each other, or a row that every model has seen.
+    """
+
+    provides = LOGITS
+    width = depth = heads = embedding_width = 0
+
+    def __init__(self, models: Sequence[Teacher], seen: Tensor, average: str = "probabilities") -> None:
+        if average not in AVERAGES:
+            raise UserError(f"teacher.average: {choices(average, AVERAGES)}")
+        if len(models) < 2 or len({model.classes for model in models}) > 1:
+            raise UserError(f"teacher.folds: needs models of the same classes, not {[each.classes for each in models]}")
+        if seen.shape[1:] != (len(models),) or seen.all(1).any():
+            raise UserError("teacher.folds: there are rows that every model was trained on")
+        self.models, self.average, self.classes = list(models), average, models[0].classes
+        self._asked = ~seen
+
+    def to(self, device: torch.device | str) -> Teacher:
+        for model in self.models:
+            model.to(device)
+        return self
+
+    def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
+        if needs - LOGITS:
+            raise ValueError(f"a cross-fitted teacher gives logits, not {', '.join(sorted(needs - LOGITS))}")
+        device, mean_of_logits = batch.index.device, self.average == "logits"
+        asked = self._asked[batch.index.cpu()]  # [B, k]
+        told = torch.full((*asked.shape, len(self.classes)), 0.0 if mean_of_logits else -torch.inf, device=device)
+        for number, model in enumerate(self.models):
+            rows = asked[:, number].nonzero()[:, 0].to(device)
+            if len(rows):
+                logits = model(_part(batch, rows), LOGITS).logits
+                assert logits is not None
+                told[rows, number] = logits if mean_of_logits else F.log_softmax(logits, 1)
+        count = asked.sum(1, keepdim=True).to(device)
+        return Outputs(logits=told.sum(1) / count if mean_of_logits else told.logsumexp(1) - count.log())
+
+
+def _part(batch: Batch, rows: Tensor) -> Batch:
+    teacher = None if batch.teacher is None else _tokens(batch.teacher, rows)
+    return Batch(batch.index[rows], batch.label[rows], _tokens(batch.student, rows), teacher)
+
+
+def _tokens(tokens: Tokens, rows: Tensor) -> Tokens:
+    words = None if tokens.words is None else tokens.words[rows]
+    return Tokens(tokens.ids[rows], tokens.mask[rows], words)
