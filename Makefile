@@ -11,12 +11,13 @@ export TOKENIZERS_PARALLELISM = true
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded corpus, in about four minutes
+demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded corpus, in about five minutes
 	@rm -rf runs/demo
 	$(BIN)/kdresearch train study=demo threads=1 student=ngram strategy=supervised hydra.run.dir=runs/demo/floor
-	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label seed=1,2,3 hydra.sweep.dir=runs/demo/students
-	$(BIN)/kdresearch train -m experiment=demo strategy=soft_label data.transfer=unlabelled student.training.epochs=3 \
-	    seed=1,2,3 hydra.sweep.dir=runs/demo/unlabelled
+	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label,feature,attention seed=1,2,3 \
+	    hydra.sweep.dir=runs/demo/students
+	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.epochs=3 \
+	    seed=1,2,3 hydra.sweep.dir=runs/demo/generative
 	$(BIN)/kdresearch report runs/demo --output runs/demo/report
 
 test: $(VENV)/.dev  ## the whole test suite
