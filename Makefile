@@ -14,10 +14,14 @@ help:  ## what can be made
 demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded corpus, in about five minutes
 	@rm -rf runs/demo
 	$(BIN)/kdresearch train study=demo threads=1 student=ngram strategy=supervised hydra.run.dir=runs/demo/floor
-	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label,feature,attention seed=1,2,3 \
-	    hydra.sweep.dir=runs/demo/students
-	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.epochs=3 \
-	    seed=1,2,3 hydra.sweep.dir=runs/demo/generative
+	@mkdir -p runs/demo && echo "feature and attention run beside the others: runs/demo/layers.log"
+	@$(BIN)/kdresearch train -m experiment=demo strategy=feature,attention seed=1,2,3 \
+	    hydra.sweep.dir=runs/demo/layers > runs/demo/layers.log 2>&1 & layers=$$!; \
+	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label seed=1,2,3 \
+	    hydra.sweep.dir=runs/demo/students && \
+	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.epochs=4 \
+	    seed=1,2,3 hydra.sweep.dir=runs/demo/generative && \
+	wait $$layers || { cat runs/demo/layers.log; exit 1; }
 	$(BIN)/kdresearch report runs/demo --output runs/demo/report
 
 test: $(VENV)/.dev  ## the whole test suite

@@ -325,7 +325,9 @@ def _bind(
         asked = members[term.member]
     if term.teacher_needs and asked is None:
         raise UserError(f"objective {name} needs a teacher: choose one with teacher=NAME")
-    between = f"objective {name}, of {_called(student)} with {_called(asked)} as its teacher" if asked else name
+    between = f"objective {name}, of {_called(student)}"
+    if asked is not None:
+        between += f" with {_called(asked)} as its teacher"
     try:
         term.bind(student, asked, reading)
     except UserError as error:

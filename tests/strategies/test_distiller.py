@@ -210,6 +210,19 @@ def test_needs_that_a_side_lacks_name_objective_side_and_what_there_is(data: Tex
         distiller(data, teacher=poor)
 
 
+class Alone(Label):
+    """What learns from no teacher and reads more than class scores."""
+
+    needs = frozenset({"logits", "hidden"})
+
+
+def test_what_needs_no_teacher_is_refused_by_its_name_too(data: TextDataModule) -> None:
+    made = partial(Distiller, classes=CLASSES, objectives={"alone": Alone()}, weights={"alone": 1})
+    with pytest.raises(UserError, match=r"objective alone, of NgramLinear: needs hidden of the student"):
+        made(NgramLinear(data.tokenizer.size, 2))
+    made(student(data))
+
+
 def test_too_few_classes_are_refused(data: TextDataModule) -> None:
     made = partial(
         Distiller, student(data), teacher=teacher(data), objectives={"label": Label(), "many": ManyClasses()}

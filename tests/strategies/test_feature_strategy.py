@@ -243,6 +243,12 @@ class Said:
         return self
 
 
+class Scores(Said):
+    """One that has no sentence vectors to keep: asking it live would not help."""
+
+    provides = LOGITS
+
+
 def test_what_is_kept_of_a_teacher_teaches_sentence_vectors(tmp_path: Path) -> None:
     for make in (feature, semantic):
         module = make(teacher=Said(), reading=Reading("apart", "recorded"))
@@ -261,6 +267,7 @@ def test_what_is_kept_of_a_teacher_teaches_sentence_vectors(tmp_path: Path) -> N
          r"of TextCNN with .* needs hidden of the student, .* choose a model with layers, or compare sentence vectors"),
         ({"teacher": Said(), "level": "tokens"},
          r"with Said .*needs hidden of the teacher, which provides only logits, pooled; .* teacher.mode=live"),
+        ({"teacher": Scores()}, r"with Scores .* provides only logits; choose a model with sentence vectors"),
         ({"teacher": live(NgramLinear(30, 2))}, r"needs pooled of the teacher, which provides only logits; choose"),
         ({"reading": Reading("apart", "the ngram tokenizer gives no character offsets")},
          r"objective feature, .*: compares tokens, .* different ones \(the ngram tokenizer .*\): .*level=sentence"),
