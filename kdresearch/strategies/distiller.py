@@ -310,7 +310,10 @@ def _bind(
 ) -> None:
     """Let an objective meet its models; refuse in words what cannot be."""
     if classes < term.min_classes:
-        raise UserError(f"objective {name} is dead on {classes} classes: it needs at least {term.min_classes}")
+        raise UserError(
+            f"objective {name} is dead on {classes} classes: it needs at least {term.min_classes}; on fewer, "
+            "strategy=soft_label says all there is to say"
+        )
     if batch_size is not None and batch_size < term.min_batch:
         raise UserError(
             f"objective {name} relates the rows of a batch and needs at least {term.min_batch}: "
