@@ -83,7 +83,6 @@ def _run(cfg: DictConfig, chosen: Chosen, shown: int, out: Path | None) -> None:
     from dataclasses import replace
 
     import numpy as np
-    import torch
 
     from kdresearch.apps import pseudo_samples, train
     from kdresearch.apps import teacher as teachers
@@ -97,12 +96,12 @@ def _run(cfg: DictConfig, chosen: Chosen, shown: int, out: Path | None) -> None:
     _, filters = pseudo_samples.made_of(cfg)
     store = Store()
     data = train.rows_of(cfg, store).prepare()
-    device = "cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    device = train.device_of(cfg)
     teaches = chosen.options["teacher"] != "none" or any(cfg.teacher[source] is not None for source in teachers.SOURCES)
     if teaches:
         teachers.promise(pseudo_samples.without(cfg), chosen, store, data)  # refuses
     facts = pseudo_samples.add(cfg, data, store, device)
-    texts = pseudo_samples.texts_of(data, data.split.generated)
+    texts = data.corpus.all_texts(data.split.generated)
     probabilities, verdicts, counts = None, np.full(len(texts), KEPT), facts["counts"]
     if teaches:
         found = teachers.find(pseudo_samples.without(cfg), chosen, store, train.run)

@@ -74,10 +74,10 @@ def generate(cfg: DictConfig, data: TextDataModule, store: Store, device: str) -
         generator,
         filters,
         store=store,
-        texts=texts_of(data, rows),
+        texts=data.corpus.all_texts(rows),
         labels=data.labels[rows],
         classes=data.classes,
-        held_out=texts_of(data, np.concatenate([split.validation, split.test])),
+        held_out=data.corpus.all_texts(np.concatenate([split.validation, split.test])),
         number=None if number is None else number * _slices(cfg),
         seed=settings.seed,
         chunk=settings.chunk,
@@ -93,11 +93,6 @@ def generate(cfg: DictConfig, data: TextDataModule, store: Store, device: str) -
         "counts": found.counts,
     }
     return found, facts
-
-
-def texts_of(data: TextDataModule, rows: np.ndarray) -> list[str]:
-    """The texts of corpus-wide indices [N], in order."""
-    return [text for chunk in data.corpus.texts(rows) for text in chunk]
 
 
 def add(cfg: DictConfig, data: TextDataModule, store: Store, device: str) -> dict[str, Any]:

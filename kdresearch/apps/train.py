@@ -82,7 +82,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     start.check(cfg, student, data)
     judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
     answers: teachers.Answers | None = None
-    device = "cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(cfg)
     if generates:
         with phases("generate"):
             record.facts["generation"] = pseudo_samples.add(cfg, data, store, device)
@@ -127,6 +127,11 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     record.facts |= {"updates": updates, "best_epoch": best_epoch}
     with phases("evaluate"):
         return _evaluate(cfg, folder, module, data, answers.evaluation if answers else None, record)
+
+
+def device_of(cfg: DictConfig) -> str:
+    """Where teachers and generators run beside the trainer."""
+    return "cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _student(cfg: DictConfig, data: TextDataModule) -> Model:

@@ -123,6 +123,10 @@ class Corpus:
                 found[positions] = [text for texts in part.take_texts(rows) for text in texts]
             yield list(found)
 
+    def all_texts(self, index: np.ndarray) -> list[str]:
+        """The texts of corpus-wide indices in order, at once."""
+        return [text for chunk in self.texts(index) for text in chunk]
+
 
 def extended(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> Corpus:
     """The corpus with a further part of rows without labels, in memory; their ids are ``name/0`` and so on.

@@ -77,7 +77,7 @@ def _record_missing(
         digests = corpus.digests(rows)
 
         def build(folder: Path, rows: np.ndarray = rows, digests: np.ndarray = digests) -> None:
-            texts = [text for chunk in corpus.texts(rows) for text in chunk]
+            texts = corpus.all_texts(rows)
             ids, lengths = package.tokenizer.encode(texts)
             tokens = np.split(ids, np.cumsum(lengths)[:-1])
             logits = np.empty((len(rows), len(package.classes)), np.float32)

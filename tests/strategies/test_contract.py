@@ -82,7 +82,7 @@ class Bench:
         self.store = Store(folder / "store")
         self.source = Reviews(labels="stars", train=64, test=16, unlabelled=16)
         self.word = self.data("word")
-        texts = [text for chunk in self.word.corpus.texts(self.word.split.train) for text in chunk]
+        texts = self.word.corpus.all_texts(self.word.split.train)
         self.wordpiece = wordpiece(texts, folder / "wordpiece")
         index = self.word.used
         teacher = self.package("transformer", self.word.tokenizer)
