@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from kdresearch import package
 from kdresearch.apps.config import plain
 from kdresearch.apps.say import say
+from kdresearch.apps.teacher import SOURCES
 from kdresearch.artifacts import Store
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.encoding import pad
@@ -36,6 +37,8 @@ def check(cfg: DictConfig, student: Model, data: TextDataModule) -> None:
         return
     if wanted not in STARTS:
         raise UserError(f"start.from: {choices(wanted, STARTS)}")
+    if all(cfg.teacher[source] is None for source in SOURCES):
+        raise UserError(f"start.from={wanted} takes a teacher, and none is named: choose one with teacher=NAME")
     name = type(student).__name__
     if wanted == "layers" and not isinstance(student, Transformer):
         raise UserError(f"start.from=layers: {name} has no layers like a teacher's: use start.from=vectors")

@@ -174,10 +174,10 @@ def _check_unlabelled(cfg: DictConfig, chosen: Chosen, data: TextDataModule, pla
             f"{' '.join(f'{name}=none' for name in given)}"
         )
     if not pseudo_samples.asked(cfg):
-        if isinstance(planned, GenerativeDistiller):
+        if isinstance(planned, GenerativeDistiller) and not given:
             raise UserError(
-                f"strategy={chosen.options['strategy']} learns from pseudo-samples, and generator={generator} makes "
-                "none: choose one with generator=NAME"
+                f"strategy={chosen.options['strategy']} learns from rows without labels, and generator={generator} "
+                "makes none: choose one with generator=NAME, or the data's own with data.transfer=unlabelled"
             )
         data.mixture(0)  # refuses
         return False

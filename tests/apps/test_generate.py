@@ -137,6 +137,16 @@ def test_the_users_own_texts_without_real_rows(tmp_path: Path) -> None:
     assert not any("own.txt" in part for part in facts["cell"]["overrides"])  # where it lies is no part of a method
 
 
+def test_unlabelled_rows_in_the_place_of_pseudo_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The control: real texts under the same losses."""
+    assert train(tmp_path, "strategy=generative", "data.transfer=unlabelled", "data.transfer_limit=60") == 0
+    facts = read(tmp_path, "run.json")
+    assert facts["data"]["counts"]["transfer"] == 60 and "generator" not in facts["cell"]
+    assert facts["updates"] == 2 * -(-(facts["data"]["counts"]["train"] + 60) // 32)
+    losses = re.findall(r"train/generative (\S+)", capsys.readouterr().err)
+    assert len(losses) == 2 and all(float(loss) > 0 for loss in losses)
+
+
 def test_fresh_samples_and_a_share_of_them(tmp_path: Path) -> None:
     given = ("strategy=generative", *RESAMPLE, "generator.number=40", "generator.fresh_every=1")
     assert train(tmp_path / "run", *given, "data.transfer_share=0.4", "student.training.epochs=3") == 0
@@ -148,7 +158,7 @@ def test_fresh_samples_and_a_share_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["strategy=generative"], ["strategy=generative", "generator=none makes none", "generator=NAME"]),
+        (["strategy=generative"], ["generator=none makes none", "generator=NAME", "data.transfer=unlabelled"]),
         (["strategy=supervised", "generator=resample"], ["generator=resample adds rows", "labels only"]),
         (
             ["strategy=supervised", "generator=resample", "data.transfer=unlabelled"],
