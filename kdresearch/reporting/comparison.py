@@ -487,8 +487,8 @@ def _group(override: str) -> str:
 
 
 def _short(override: str) -> str:
-    """``temperature=4`` of ``strategy.temperature=4``; a weight keeps saying that it is one."""
-    key, _, value = override.partition("=")
+    """``temperature=4`` of ``strategy.temperature=4``, ``path=b`` of ``teacher.path=/a/b``; a weight says it is one."""
+    key, _, value = re.sub(r"(path=)[^,'\"\]]*/(?=[^/])", r"\1", override).partition("=")
     name = key if ".weights." not in f".{key}" else "weights." + key.rpartition("weights.")[2]
     return f"{name if name.startswith('weights.') else key.rpartition('.')[2]}={value}"
 

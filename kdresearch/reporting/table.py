@@ -46,8 +46,8 @@ def caption(comparison: Comparison) -> str:
     return (
         "± is the standard deviation over seeds. Δ is the difference to the same student alone in points, with its "
         "95 % interval from a two-way bootstrap over test rows and seeds; “within noise” where that contains 0. p is "
-        "from a paired permutation test, corrected over the table (Holm). Gap closed is (distilled − alone) / "
-        "(teacher − alone)."
+        "from a paired permutation test over test rows, given these seeds, corrected over the table (Holm). Gap closed "
+        "is (distilled − alone) / (teacher − alone)."
     )
 
 

@@ -147,6 +147,21 @@ def test_a_name_says_what_differs_and_nothing_else(record: Make, tmp_path: Path)
     assert any("held against minilm" in note for note in comparison.footnotes)
 
 
+def test_a_path_is_named_by_its_end_where_that_tells_it_apart(record: Make, tmp_path: Path) -> None:
+    chain = "strategy.assistants=[['student=bilstm','student.tokenizer.path=/far/away/encoder'],['student=textcnn']]"
+    paths = ["teacher.path=/runs/one/", "teacher.path=/runs/two", "start.path=/a/same", "student.path=/b/same", chain]
+    for path in paths:
+        record(strategy="soft_label", teacher="minilm", overrides=[path])
+    (comparison,) = tables(tmp_path)
+    assert {row.variant for row in comparison.rows if row.kind != "teacher"} == {
+        "soft_label · path=one/",
+        "soft_label · path=two",
+        "soft_label · start.path=/a/same",
+        "soft_label · student.path=/b/same",
+        "soft_label · assistants=[['student=bilstm','student.tokenizer.path=encoder'],['student=textcnn']]",
+    }
+
+
 def test_names_that_would_coincide_are_written_out(record: Make, tmp_path: Path) -> None:
     record(strategy="soft_label", teacher="minilm", overrides=["strategy.width=4"])
     record(strategy="soft_label", teacher="minilm", overrides=["student.width=4"])
