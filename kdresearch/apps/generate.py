@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 HELP = """kdresearch generate [number=N] [show=N] [out=FILE] [OPTION=VALUE ...]: make pseudo-samples and look at them
 
-  number=N   samples that pass the filters of the text: short for generator.number=N (default: as kdresearch train)
-  show=N     samples that are shown, with the teacher's probabilities and the filters' verdict (default: 10)
-  out=FILE   a Parquet file of them all: text, the teacher's probability of each class, verdict
+  number=N           samples that pass the filters of the text: short for generator.number=N (default: as kdresearch
+                     train)
+  show=N             samples that are shown, with the teacher's probabilities and the filters' verdict (default: 10)
+  out=FILE           a Parquet file of them all: text, the teacher's probability of each class, verdict
+  --config-dir DIR   a folder of your own options, laid out like conf/
 
 Every other OPTION=VALUE is one of kdresearch train, which finds the samples made by the same options. The samples are
 those of the rows that the run would train on; teacher=none shows them without an opinion.
@@ -41,11 +43,17 @@ def main(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     own = {"number": "", "show": str(DEFAULT_SHOWN), "out": ""}
-    overrides = []
-    for argument in arguments:
+    overrides, folders = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
         name, _, value = argument.partition("=")
         if name in own:
             own[name] = value
+        elif name in ("--config-dir", "-cd"):
+            given = value or next(remaining, "")
+            if not given or not Path(given).expanduser().is_dir():
+                raise UserError(f"--config-dir: there is no folder {given!r}")
+            folders.append(f"file://{Path(given).expanduser().absolute()}")
         else:
             overrides.append(argument)
     if own["number"]:
@@ -64,7 +72,8 @@ def main(arguments: list[str]) -> int:
     from kdresearch.conf_path import config_dir
 
     with told_in_a_line(overrides), initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", overrides, return_hydra_config=True)
+        search = [f"hydra.searchpath={folders}"] if folders else []
+        cfg = compose("train", [*search, *overrides], return_hydra_config=True)
         chosen = Chosen(dict(cfg.hydra.runtime.choices), overrides)
         with open_dict(cfg):
             del cfg["hydra"]

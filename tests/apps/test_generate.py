@@ -290,6 +290,19 @@ def test_the_command_without_a_teacher(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(shown) == 4 and "20 kept of" in shown[2]
 
 
+def test_the_command_finds_options_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my conf" / "generator").mkdir(parents=True)
+    (tmp_path / "my conf" / "generator" / "faint.yaml").write_text(
+        "defaults: [resample, _self_]\np_mask: 1.0\np_replace: 0.0\np_ng: 0.0\nmask: XYZ\nfilters: {max_run: 999, "
+        "max_repetition: 1.0}\n"
+    )
+    given = ("generator=faint", "teacher=none", "number=2", "generator.n_iter=1")
+    for flag in (["--config-dir", str(tmp_path / "my conf")], [f"--config-dir={tmp_path / 'my conf'}"]):
+        assert generate(*flag, *given) == 0
+        assert re.search(r"^  0  XYZ XYZ", capsys.readouterr().out, re.M)
+    assert generate(*given) == 2  # without the folder
+
+
 def test_the_command_and_a_language_model_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     small = [
         "generator=scratch_lm", "generator.layers=1", "generator.width=16", "generator.heads=2", "generator.context=32",
@@ -315,6 +328,8 @@ def test_the_command_and_a_language_model_of_its_own(capsys: pytest.CaptureFixtu
         (["generator=resample", "teacher=checkpoint"], "teacher=checkpoint names none"),
         (["generator=resample", "data=files"], "data.train=..."),
         (["--wrong"], "--wrong"),
+        (["generator=resample", "--config-dir", "/no/where"], "--config-dir: there is no folder '/no/where'"),
+        (["generator=resample", "--config-dir"], "--config-dir: there is no folder ''"),
     ],
     ids=" ".join,
 )
