@@ -59,6 +59,19 @@ def save(
     (folder / CONFIG).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def change_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
+    """Give the tokenizer of a package other settings.
+
+    Raises:
+        UserError: the tokenizer does not take them; the package is unchanged then.
+    """
+    description = _description(folder)
+    saved = description["tokenizer"]
+    saved["config"] |= settings
+    _tokenizer(folder, saved)
+    (folder / CONFIG).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def located(path: str | Path) -> Path:
     """The package folder of a path: itself, or the ``student/`` of a run directory.
 

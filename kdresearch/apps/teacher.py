@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,10 @@ SOURCES = ("recipe", "path", "id", "members", "chain")
 MODES = ("auto", "recorded", "live")
 _OF_A_MEMBER = ("recipe", "path", "id", "data", "max_length", "truncation", "epochs", "label_smoothing")
 _OF_A_RECIPE = ("folds", "epochs", "label_smoothing")
+_READS: dict[str, Any] = {
+    "max_length": 256,
+    "truncation": "head_tail",
+}  # what a Hugging Face teacher reads unless it is told otherwise
 _CALIBRATION = ("accuracy", "nll", "ece", "brier")
 BY_ACCURACY = "accuracy"
 FIT = "fit"
@@ -157,6 +162,8 @@ def _check_options(cfg: DictConfig) -> None:
             raise UserError(f"teacher.{name}: a whole number of at least {least}, not {teacher[name]!r}")
     for name in _OF_A_RECIPE:
         _check_recipe_of(cfg, name)
+    for member in _members(cfg):
+        _check_reads(member)
     if teacher.folds is not None:
         if teacher.mode == "live":
             raise UserError("teacher.mode=live runs one model: a teacher in folds is recorded")
@@ -202,6 +209,14 @@ def _check_recipe_of(cfg: DictConfig, option: str) -> None:
         source = next((name for name in ("path", "id") if member[name] is not None), None)
         if member[option] is not None and source is not None:
             raise UserError(f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already")
+
+
+def _check_reads(teacher: DictConfig) -> None:
+    for name in _READS:
+        if teacher[name] is not None and teacher.path is None and teacher.id is None:
+            raise UserError(
+                f"teacher.{name} is of a teacher by path or id: in a recipe it is called student.tokenizer.{name}"
+            )
 
 
 def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule) -> tuple[Teacher, Reading]:
@@ -494,11 +509,23 @@ def _source(teacher: DictConfig, chosen: Chosen) -> str:
 def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train | None) -> Path:
     source = _source(teacher, chosen)
     if source == "path":
-        return package.located(teacher.path)
+        folder = package.located(teacher.path)
+        reads = {name: teacher[name] for name in _READS if teacher[name] is not None}
+        return _reading_otherwise(folder, reads, store) if reads else folder
     if source == "id":
         return _from_hub(teacher, store)
     assert train is not None
     return package.located(trained(recipe(cfg, teacher, chosen), store, train))
+
+
+def _reading_otherwise(folder: Path, reads: dict[str, Any], store: Store) -> Path:
+    """A copy of a package whose tokenizer has other settings."""
+
+    def copy(target: Path) -> None:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        package.change_tokenizer(target, reads)
+
+    return store.build("teacher", {"package": package.fingerprint(folder), **reads}, copy, waiting=say)
 
 
 def _from_hub(teacher: DictConfig, store: Store) -> Path:
@@ -509,11 +536,11 @@ def _from_hub(teacher: DictConfig, store: Store) -> Path:
     content: Any = name
     if Path(name).is_dir():
         content = {file.name: file_sha256(file) for file in sorted(Path(name).iterdir()) if file.is_file()}
-    key = {"hub": content, "max_length": teacher.max_length, "truncation": teacher.truncation}
+    reads = _READS | {option: teacher[option] for option in _READS if teacher[option] is not None}
 
     def fetch(folder: Path) -> None:
-        tokenizer = PretrainedTokenizer(path=name, max_length=teacher.max_length, truncation=teacher.truncation)
+        tokenizer = PretrainedTokenizer(path=name, **reads)
         model = HubClassifier(path=name)
         package.save(folder, model, tokenizer, model.classes, {"hub": teacher.id})
 
-    return store.build("teacher", key, fetch, waiting=say)
+    return store.build("teacher", {"hub": content, **reads}, fetch, waiting=say)

@@ -173,6 +173,26 @@ def test_members(tmp_path: Path) -> None:
     assert len(train.asked) == 1
 
 
+def test_a_path_that_is_read_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path / "one", 1)
+    given = ("teacher=checkpoint", f"teacher.path={path}", "teacher.max_length=2", "teacher.truncation=tail")
+    found = Composed(*given).find(Trained())
+    (folder,) = found.folders
+    assert found.name == "one" and folder != path
+    before, after = package.load(path), package.load(folder)
+    assert (after.tokenizer.max_length, after.tokenizer.truncation) == (2, "tail")
+    ids, _ = before.tokenizer.encode(["dull film"])
+    assert after.tokenizer.encode(["a fine dull film"])[0].tolist() == ids.tolist()
+    assert torch.equal(before.model.state_dict()["weight.weight"], after.model.state_dict()["weight.weight"])
+    assert after.fingerprint == found.facts["fingerprint"] != before.fingerprint == package.fingerprint(path)
+    assert Composed(*given).find(Trained()).folders == [folder]
+    with pytest.raises(UserError, match=r"truncation: 'tial' \(did you mean 'tail'\?\)"):
+        Composed("teacher=checkpoint", f"teacher.path={path}", "teacher.truncation=tial").find(Trained())
+    assert len(list(Store().artifacts("teacher"))) == 1
+    ensemble = f"teacher.members=[{{path: {path}}}, {{path: {path}, max_length: 2, truncation: tail}}]"
+    assert Composed("teacher=ensemble", ensemble).find(Trained()).folders == [path, folder]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -203,6 +223,7 @@ def test_members(tmp_path: Path) -> None:
         (["teacher=ngram", "teacher.folds=2.5"], r"teacher\.folds: a whole number"),
         (["teacher=ngram", "teacher.epochs=0"], r"teacher\.epochs: a whole number of at least 1"),
         (["teacher=ngram", "teacher.jobs=0"], r"teacher\.jobs: a whole number of at least 1"),
+        (["teacher=ngram", "teacher.max_length=9"], r"teacher\.max_length .* called student\.tokenizer\.max_length"),
         (["teacher=ngram", "teacher.epochs=7"], r"teacher\.epochs=7: the recipe has 6"),
         (["teacher=ngram", "teacher.folds=2", "teacher.mode=live"], r"mode=live runs one model: a teacher in folds"),
         (["teacher=ngram", "teacher.folds=2", "start.from=layers"], r"start\.from=layers takes one model"),
