@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -14,25 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdresearch.artifacts import file_sha256
 from kdresearch.errors import UserError, choices
-from kdresearch.hub import hub_name
+from kdresearch.generation.generator import Preparation
+from kdresearch.generation.pretrained import Pretrained, load
 from kdresearch.structures import UNLABELLED
 
-DTYPES = ("float32", "bfloat16", "float16")
 BALANCES = ("uniform", "train")
 FIELDS = ("label", "text")
 
 
 @dataclass(kw_only=True)
-class CausalLm:
+class CausalLm(Pretrained):
     """Any Hugging Face causal language model, with nucleus sampling (Holtzman et al. 2020).
 
     A prompt that names ``{label}`` asks for a class, drawn for each sample; one that names ``{text}`` goes on from
     the first words of a row, of that class where it names both. The sample is what follows the prompt.
 
     Args:
-        path: a folder or hub id.
         prompt: a template; ``{label}`` is a class's name, ``{text}`` the opening of a row.
         names: what a class is called in the prompt, where that is not its name.
         balance: classes are drawn ``uniform``-ly, or as often as among the labelled rows (``train``).
@@ -41,13 +37,13 @@ class CausalLm:
         one_line: the sample ends at the first line break.
         temperature: 0 takes the likeliest token.
         top_p: probability of the nucleus that tokens are drawn from; 1 is all of them.
-        dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        UserError: no such model, or settings that make no sense.
+        UserError: settings that make no sense.
     """
 
-    path: str | Path
+    NAME = "causal_lm"
+
     prompt: str = "A {label} text:"
     names: dict[str, str] = field(default_factory=dict)
     balance: str = "uniform"
@@ -57,10 +53,9 @@ class CausalLm:
     temperature: float = 1.0
     top_p: float = 0.95
     max_new_tokens: int = 128
-    batch_size: int = 32
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sampling(self.temperature, self.top_p, self.balance)
         try:
             self.asks = {name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None}
@@ -68,43 +63,22 @@ class CausalLm:
             raise UserError(f"generator.prompt: {self.prompt!r} is no template ({error})") from error
         for name in sorted(self.asks - set(FIELDS)):
             raise UserError(f"generator.prompt: {choices(name, FIELDS)}")
-        for setting in ("words", "max_new_tokens", "batch_size"):
+        for setting in ("words", "max_new_tokens"):
             if getattr(self, setting) < 1:
                 raise UserError(f"generator.{setting} must be at least 1, not {getattr(self, setting)}")
-        check_dtype(self.dtype)
-        hub_name(self.path)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def key(self) -> dict[str, Any]:
-        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
-        return {"generator": "causal_lm", "model": self.fingerprint, **settings}
-
-    def preparation_key(self) -> None:
-        return None
-
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
-        for name in sorted(set(self.names) - set(classes)):
-            raise UserError(f"generator.names: {choices(name, classes)}")
-        self.called = [self.names.get(name, name) for name in classes]
-        self.rows = [" ".join(text.split()[: self.words]) for text in texts]
-        self.labels = np.asarray(labels)
+    def prepare(self, given: Preparation) -> None:
+        for name in sorted(set(self.names) - set(given.classes)):
+            raise UserError(f"generator.names: {choices(name, given.classes)}")
+        self.called = [self.names.get(name, name) for name in given.classes]
+        self.rows = [" ".join(text.split()[: self.words]) for text in given.texts]
+        self.labels = np.asarray(given.labels)
         if "text" in self.asks and not any(self.rows):
             raise UserError("generator.prompt: there is no text to go on from")
         if "label" in self.asks and (self.balance == "train" or "text" in self.asks):
-            draw_labels(1, self.labels, len(classes), self.balance, np.random.default_rng(0))  # refuses here
-        say(f"loading the language model {self.path}")
-        self.model, self.tokenizer = load(self.path, "AutoModelForCausalLM", self.dtype, device)
+            draw_labels(1, self.labels, len(given.classes), self.balance, np.random.default_rng(0))  # refuses here
+        given.say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForCausalLM", self.dtype, given.device)
         _check_causal(self.model, self.path)
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if self.positions is not None and self.max_new_tokens >= self.positions:
@@ -257,59 +231,6 @@ class Nucleus:
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
 
-def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """A pretrained language model, in evaluation mode, and its tokenizer.
-
-    Args:
-        kind: the class of transformers that reads it, such as ``AutoModelForCausalLM``.
-
-    Raises:
-        UserError: no such model, one of another kind, or one without trained weights for all of its parts.
-    """
-    import logging as levels
-
-    import transformers
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    name = hub_name(path)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(levels.CRITICAL)  # it prints a table of missing weights, and goes on
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model, report = getattr(transformers, kind).from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"generator.path: {path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"generator.path: {path} holds no trained language model for {kind}: its weights lack "
-            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
-        )
-    return model.to(device).eval(), tokenizer
-
-
-def fingerprint(path: str | Path) -> str:
-    """What the files of a model are known by: their digest in a folder, the commit of a hub id."""
-    name = hub_name(path)
-    if not Path(name).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            return Path(hf_hub_download(name, "config.json")).parent.name  # snapshots/COMMIT/config.json
-        except (OSError, ValueError) as error:
-            raise UserError(f"generator.path: {name}: {str(error).splitlines()[0]}") from error
-    whole = hashlib.sha256()
-    for file in sorted(Path(name).iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
-            whole.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return whole.hexdigest()[:24]
-
-
 def draw_labels(number: int, labels: np.ndarray, classes: int, balance: str, random: np.random.Generator) -> np.ndarray:
     """[number] classes of those that ``labels`` [N] holds: all alike (``uniform``), or as often as there (``train``).
 
@@ -330,11 +251,6 @@ def check_sampling(temperature: float, top_p: float, balance: str) -> None:
         raise UserError(f"generator.top_p must be between 0 and 1, not {top_p}")
     if balance not in BALANCES:
         raise UserError(f"generator.balance: {choices(balance, BALANCES)}")
-
-
-def check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"generator.dtype: {choices(dtype, DTYPES)}")
 
 
 @torch.inference_mode()

@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a generator may learn from, and where it works.
+
+    Args:
+        texts: N texts, of training and unlabelled rows.
+        labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
+        folder: None where ``preparation_key`` is. Else empty the first time; what a preparation (the training of a
+            language model) leaves in it when it is killed is there when it is called again, and when it is done
+            becomes an artifact, which a later call finds there, reads and does not change. It is not to be relied
+            upon after ``prepare``, since it moves.
+        device: where models run.
+        say: told how far it is.
+    """
+
+    texts: Sequence[str]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    folder: Path | None = None
+    device: str = "cpu"
+    say: Callable[[str], None] = lambda _: None
 
 
 class Generator(Protocol):
@@ -20,27 +44,8 @@ class Generator(Protocol):
         """The settings that the content of ``prepare``'s folder depends on; None where it leaves nothing there."""
         ...
 
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
-        """Learn what is needed from the rows that may be learned from; called once, before ``generate``.
-
-        Args:
-            texts: N texts, of training and unlabelled rows.
-            labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
-            folder: None where ``preparation_key`` is. Else empty the first time; what a preparation (the training of
-                a language model) leaves in it when it is killed is there when it is called again, and when it is done
-                becomes an artifact, which a later call finds there, reads and does not change. It is not to be relied
-                upon after this call, since it moves.
-            device: where models run.
-            say: told how far it is.
-        """
+    def prepare(self, given: Preparation) -> None:
+        """Learn what is needed from the rows that may be learned from; called once, before ``generate``."""
         ...
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:

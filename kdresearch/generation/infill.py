@@ -2,86 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError
-from kdresearch.generation.causal_lm import check_dtype, fingerprint, load
-from kdresearch.hub import hub_name
+from kdresearch.generation.generator import Preparation
+from kdresearch.generation.pretrained import Pretrained, load
 
 
 @dataclass(kw_only=True)
-class Infill:
+class Infill(Pretrained):
     """Any Hugging Face masked language model: it masks tokens of a row and draws others for them (Wu et al. 2019).
 
     The sample reads as the model's tokenizer writes it: an uncased one gives lower case.
 
     Args:
-        path: a folder or hub id, with a trained language-model head.
         mask_share: of a text's tokens, at least one, that are masked in each round.
         temperature: 0 takes the likeliest token.
         top_k: tokens that are drawn from, the likeliest; None is all of them. Special tokens are never drawn.
         max_length: tokens read of a text, the special ones included.
         rounds: times that a text is masked and filled, one after the other.
-        dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        UserError: no such model, or settings that make no sense.
+        UserError: settings that make no sense.
     """
 
-    path: str | Path
+    NAME = "infill"
+
     mask_share: float = 0.3
     temperature: float = 1.0
     top_k: int | None = 50
     max_length: int = 128
-    batch_size: int = 32
     rounds: int = 1
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.mask_share <= 1:
             raise UserError(f"generator.mask_share must be above 0 and at most 1, not {self.mask_share}")
         if self.temperature < 0:
             raise UserError(f"generator.temperature must be at least 0, not {self.temperature}")
-        least = {"top_k": 1, "max_length": 3, "batch_size": 1, "rounds": 1}
+        least = {"top_k": 1, "max_length": 3, "rounds": 1}
         for name, value in ((name, getattr(self, name)) for name in least):
             if value is not None and value < least[name]:
                 raise UserError(f"generator.{name} must be at least {least[name]}, not {value}")
-        check_dtype(self.dtype)
-        hub_name(self.path)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def key(self) -> dict[str, Any]:
-        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
-        return {"generator": "infill", "model": self.fingerprint, **settings}
-
-    def preparation_key(self) -> None:
-        return None
-
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
-        self.rows = [text for text in texts if text.strip()]
+    def prepare(self, given: Preparation) -> None:
+        self.rows = [text for text in given.texts if text.strip()]
         if not self.rows:
             raise UserError("generator: there is no text to mask")
-        say(f"loading the language model {self.path}")
-        self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, device)
+        given.say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, given.device)
         if self.tokenizer.mask_token_id is None:
             raise UserError(f"generator.path: the tokenizer of {self.path} has no token to mask with")
         positions = getattr(self.model.config, "max_position_embeddings", self.max_length)

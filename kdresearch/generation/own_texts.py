@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded, vetted
 from kdresearch.errors import UserError, choices
+from kdresearch.generation.generator import Preparation
 
 LINES = "lines"
 
@@ -44,15 +42,7 @@ class OwnTexts:
     def preparation_key(self) -> None:
         return None
 
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
+    def prepare(self, given: Preparation) -> None:
         """Read the file."""
         where = f"generator.path: {self.path}"
         found: list[object]

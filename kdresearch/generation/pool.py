@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from kdresearch.artifacts import MANIFEST, Store
 from kdresearch.errors import UserError
 from kdresearch.generation.filters import KEPT, OF_TEXT, Filters, TextFilter, counted
-from kdresearch.generation.generator import Generator
+from kdresearch.generation.generator import Generator, Preparation
 
 FORMAT = 2
 LEAST = 0.05  # of the texts of the last PATIENCE chunks that must be kept
@@ -81,11 +81,12 @@ def pool(
     source = {"format": FORMAT, "rows": _digest([*texts, *map(str, np.asarray(labels).tolist()), *classes])}
     samples = {**source, "generator": generator.key(), "seed": seed, "chunk": chunk}
     key = {**samples, "number": number, "filters": filters.key(), "held_out": _digest(held_out)}
+    given = Preparation(texts, labels, classes, None, device, say)
 
     def prepare() -> None:
         settings = generator.preparation_key()
         if settings is None:
-            generator.prepare(texts, labels, classes, None, device, say)
+            generator.prepare(given)
             return
         new = False
         artifact = {**source, "generator": settings}
@@ -97,7 +98,7 @@ def pool(
             nonlocal new
             work.mkdir(exist_ok=True)
             try:
-                generator.prepare(texts, labels, classes, work, device, say)
+                generator.prepare(replace(given, folder=work))
             except UserError:  # what the same settings and rows will meet again
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -107,7 +108,7 @@ def pool(
         folder = store.build("generator", artifact, build, waiting=say)
         shutil.rmtree(work, ignore_errors=True)
         if not new:
-            generator.prepare(texts, labels, classes, folder, device, say)
+            generator.prepare(replace(given, folder=folder))
 
     def build(folder: Path) -> None:
         pieces = _pieces(generator, prepare, store, samples, say)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdresearch.errors import UserError
+from kdresearch.generation.generator import Preparation
 
 _WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
@@ -69,18 +68,10 @@ class Resample:
     def preparation_key(self) -> None:
         return None
 
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
+    def prepare(self, given: Preparation) -> None:
         """Count the words."""
-        counts = Counter(word for text in texts for word in _WORD.findall(text))
-        self._texts = texts
+        counts = Counter(word for text in given.texts for word in _WORD.findall(text))
+        self._texts = given.texts
         self._words: list[str] = list(counts)
         self._cumulative = np.cumsum(list(counts.values()))
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from kdresearch.errors import UserError
 from kdresearch.generation.causal_lm import check_sampling, draw_labels, sample
+from kdresearch.generation.generator import Preparation
 from kdresearch.structures import UNLABELLED
 
 END, PLAIN = 0, 1  # the tokens that end a text, and that begin one without a class; one per class follows
@@ -92,21 +93,14 @@ class ScratchLm:
     def preparation_key(self) -> dict[str, Any]:
         return {name: value for name, value in self.key().items() if name not in SAMPLING}
 
-    def prepare(
-        self,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        folder: Path | None,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
+    def prepare(self, given: Preparation) -> None:
         from safetensors.torch import load_model
         from tokenizers import Tokenizer
         from transformers import GPT2LMHeadModel
 
-        self.labels = np.asarray(labels) if self.conditional else np.full(len(texts), UNLABELLED)
-        self.classes = len(classes)
+        texts, folder, say = given.texts, given.folder, given.say
+        self.labels = np.asarray(given.labels) if self.conditional else np.full(len(texts), UNLABELLED)
+        self.classes = len(given.classes)
         assert folder is not None
         if self.conditional:
             draw_labels(1, self.labels, self.classes, self.balance, np.random.default_rng(0))  # refuses here
@@ -120,12 +114,12 @@ class ScratchLm:
             if not (folder / TOKENIZER).exists():
                 say(f"training a BPE tokenizer on {len(rows)} texts")
                 _write(folder / TOKENIZER, _bpe([texts[row] for row in rows], self.vocabulary, specials).to_str())
-            self._train(texts, rows, folder, device, say)
+            self._train(texts, rows, folder, given.device, say)
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         with torch.random.fork_rng(devices=[]):  # it is built with random weights
             model: Any = GPT2LMHeadModel(self._architecture(self.tokenizer.get_vocab_size()))
         load_model(model, str(folder / WEIGHTS))
-        self.model = model.to(device).eval()
+        self.model = model.to(given.device).eval()
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         say(
             f"language model of {found['parameters']:,} parameters after {found['steps']} steps: perplexity a token "

@@ -13,6 +13,7 @@ import torch
 
 from kdresearch.errors import UserError
 from kdresearch.generation.causal_lm import CausalLm, Nucleus, sample
+from kdresearch.generation.generator import Preparation
 
 TEXTS = ["a fine film with a fine song", "the plot is dull\nand the dog is bad", "what a great tree", "no comment"]
 LABELS = np.array([1, 0, 1, -1])
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(folder: Path, labels: np.ndarray = LABELS, **settings: Any) -> CausalLm:
     generator = CausalLm(path=folder, **{"max_new_tokens": 12, "batch_size": 4} | settings)
-    generator.prepare(TEXTS, labels, CLASSES, folder, "cpu", lambda message: None)
+    generator.prepare(Preparation(TEXTS, labels, CLASSES, folder))
     return generator
 
 
@@ -229,7 +230,7 @@ def test_a_hub_id_in_the_cache_is_known_by_its_commit(
     (repository / "refs" / "main").write_text(commit)
     generator = CausalLm(path="org/tiny", max_new_tokens=12, batch_size=4)
     assert generator.key()["model"] == commit
-    generator.prepare(TEXTS, LABELS, CLASSES, tmp_path, "cpu", lambda message: None)
+    generator.prepare(Preparation(TEXTS, LABELS, CLASSES, tmp_path))
     assert generator.generate(3, 1, 0) == prepared(folder).generate(3, 1, 0)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdresearch.errors import UserError
+from kdresearch.generation.generator import Preparation
 from kdresearch.generation.infill import Infill, masked_positions
 
 WORDS = [f"w{number}" for number in range(30)]
@@ -50,7 +51,7 @@ def save_tokenizer(where: Path, **changes: Any) -> None:
 
 def prepared(folder: Path | str, texts: list[str] = TEXTS, **settings: Any) -> Infill:
     generator = Infill(path=folder, **{"max_length": 32, "batch_size": 2} | settings)
-    generator.prepare(texts, np.full(len(texts), -1), ("a", "b"), Path(folder), "cpu", lambda message: None)
+    generator.prepare(Preparation(texts, np.full(len(texts), -1), ("a", "b"), Path(folder)))
     return generator
 
 

@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdresearch.errors import UserError
+from kdresearch.generation.generator import Preparation
 from kdresearch.generation.own_texts import OwnTexts
 
 OWN = ["a fine film", 'he said "no", and left', "wörter"]
 
 
 def read(generator: OwnTexts) -> OwnTexts:
-    generator.prepare(["of no concern"], np.array([0]), ("no", "yes"), Path("unused"), "cpu", print)
+    generator.prepare(Preparation(["of no concern"], np.array([0]), ("no", "yes"), Path("unused")))
     return generator
 
 

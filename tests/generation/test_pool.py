@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from kdresearch.artifacts import Store
 from kdresearch.errors import UserError
 from kdresearch.generation.filters import OF_TEXT, Filters, identity, words
+from kdresearch.generation.generator import Preparation
 from kdresearch.generation.pool import PATIENCE, Pool, pool
 from kdresearch.generation.resample import Resample
 
@@ -36,9 +37,9 @@ class Counting:
     def preparation_key(self) -> dict[str, Any]:
         return {"setting": self.setting}
 
-    def prepare(
-        self, texts: Sequence[str], labels: np.ndarray, classes: tuple[str, ...], folder: Path, device: str, say: Any
-    ) -> None:
+    def prepare(self, given: Preparation) -> None:
+        folder = given.folder
+        assert folder is not None
         self.prepared.append((folder / "learnt").exists())
         if not self.prepared[-1]:
             (folder / "learnt").write_text("by heart")
@@ -129,7 +130,9 @@ class Dying(Counting):
 
     error: BaseException = KeyboardInterrupt()
 
-    def prepare(self, texts: Any, labels: Any, classes: Any, folder: Path, device: str, say: Any) -> None:
+    def prepare(self, given: Preparation) -> None:
+        folder = given.folder
+        assert folder is not None
         self.prepared.append((folder / "half").exists())
         if not self.prepared[-1]:
             (folder / "half").touch()

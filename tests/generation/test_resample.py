@@ -11,13 +11,14 @@ import pytest
 from scipy.stats import chisquare
 
 from kdresearch.errors import UserError
+from kdresearch.generation.generator import Preparation
 from kdresearch.generation.resample import Resample
 
 TEXT = "The film -- it's  fine,\nreally!"
 
 
 def prepared(generator: Any, texts: Sequence[str]) -> Any:
-    generator.prepare(texts, np.full(len(texts), -1), ("no", "yes"), Path("unused"), "cpu", print)
+    generator.prepare(Preparation(texts, np.full(len(texts), -1), ("no", "yes"), Path("unused")))
     return generator
 
 

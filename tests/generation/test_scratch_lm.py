@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdresearch.errors import UserError
+from kdresearch.generation.generator import Preparation
 from kdresearch.generation.scratch_lm import END, PLAIN, ScratchLm, Training, packed
 
 NOUNS = ("cat", "dog", "film", "song", "tree", "house")
@@ -34,7 +35,7 @@ def corpus(number: int) -> tuple[list[str], np.ndarray]:
 def prepared(folder: Path, said: list[str] | None = None, number: int = 120, **settings: Any) -> ScratchLm:
     generator = ScratchLm(**SMALL | {"max_steps": 12} | settings)
     folder.mkdir(exist_ok=True)
-    generator.prepare(*corpus(number), CLASSES, folder, "cpu", (said if said is not None else []).append)
+    generator.prepare(Preparation(*corpus(number), CLASSES, folder, "cpu", (said if said is not None else []).append))
     return generator
 
 
@@ -118,7 +119,7 @@ def test_without_classes_no_text_says_one(tmp_path: Path) -> None:
     labels = np.full(120, -1)
     plain = ScratchLm(**SMALL, max_steps=12, conditional=False)
     (tmp_path / "unlabelled").mkdir()
-    plain.prepare(corpus(120)[0], labels, CLASSES, tmp_path / "unlabelled", "cpu", print)
+    plain.prepare(Preparation(corpus(120)[0], labels, CLASSES, tmp_path / "unlabelled"))
     assert plain.generate(5, 0, 0) == generator.generate(5, 0, 0)
 
 
@@ -194,9 +195,9 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[
 def test_rows_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     generator = ScratchLm(**SMALL)
     with pytest.raises(UserError, match="no row has a label to draw a class from"):
-        generator.prepare(["a", "b"], np.array([-1, -1]), CLASSES, tmp_path, "cpu", print)
+        generator.prepare(Preparation(["a", "b"], np.array([-1, -1]), CLASSES, tmp_path))
     with pytest.raises(UserError, match="cannot be trained on 1 texts"):
-        generator.prepare(["a", " "], np.array([0, 1]), CLASSES, tmp_path, "cpu", print)
+        generator.prepare(Preparation(["a", " "], np.array([0, 1]), CLASSES, tmp_path))
 
 
 def test_the_key_is_the_settings() -> None:

@@ -1,0 +1,108 @@
+"""Generators that are language models of Hugging Face: a folder or hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from kdresearch.artifacts import file_sha256
+from kdresearch.errors import UserError, choices
+from kdresearch.hub import hub_name
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(kw_only=True)
+class Pretrained:
+    """Settings of every such generator, and what it is known by.
+
+    Args:
+        path: a folder or hub id.
+        batch_size: samples made side by side.
+        dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        UserError: no such folder, or settings that make no sense.
+    """
+
+    NAME: ClassVar[str]
+
+    path: str | Path
+    batch_size: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"generator.batch_size must be at least 1, not {self.batch_size}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"generator.dtype: {choices(self.dtype, DTYPES)}")
+        hub_name(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+    def key(self) -> dict[str, Any]:
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
+        return {"generator": self.NAME, "model": self.fingerprint, **settings}
+
+    def preparation_key(self) -> None:
+        return None
+
+
+def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """A pretrained language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        kind: the class of transformers that reads it, such as ``AutoModelForCausalLM``.
+
+    Raises:
+        UserError: no such model, one of another kind, or one without trained weights for all of its parts.
+    """
+    import logging as levels
+
+    import transformers
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    name = hub_name(path)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(levels.CRITICAL)  # it prints a table of missing weights, and goes on
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model, report = getattr(transformers, kind).from_pretrained(
+            name, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"generator.path: {path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"generator.path: {path} holds no trained language model for {kind}: its weights lack "
+            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def fingerprint(path: str | Path) -> str:
+    """What the files of a model are known by: their digest in a folder, the commit of a hub id."""
+    name = hub_name(path)
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(name, "config.json")).parent.name  # snapshots/COMMIT/config.json
+        except (OSError, ValueError) as error:
+            raise UserError(f"generator.path: {name}: {str(error).splitlines()[0]}") from error
+    whole = hashlib.sha256()
+    for file in sorted(Path(name).iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
+            whole.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return whole.hexdigest()[:24]
