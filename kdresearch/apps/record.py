@@ -243,13 +243,14 @@ _NO_PART = (
 def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
     """What a run has in common with its replicates: everything but the seed and where things lie."""
     generator = chosen.options["generator"]
+    taught = needs_teacher(cfg) or cfg.start["from"] is not None
     return {
         **({"generator": generator} if generator != "none" else {}),
         "data": chosen.options["data"],
         "labels": cfg.data.get("labels"),
         "student": chosen.options["student"],
         "strategy": chosen.options["strategy"],
-        "teacher": chosen.options["teacher"] if needs_teacher(cfg) or cfg.start["from"] is not None else None,
+        "teacher": chosen.options["teacher"] if taught and "generations" not in cfg.strategy else None,
         "transfer": cfg.data.transfer,
         "experiment": chosen.options["experiment"],
         "overrides": sorted(part for part in chosen.overrides if not part.startswith(_NO_PART)),

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ FLOOR = "ngram"
 METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 LOWER_IS_BETTER = frozenset({"nll", "brier", "ece"})
 _KNOWN = frozenset({"data", "labels", "student", "strategy", "teacher", "transfer", "overrides"})
+_HOW_IT_RUNS = ("mode", "keep", "batch_size", "jobs")  # options of a teacher that leave what it says as it is
 _DISTILLING = frozenset({"strategy", "teacher", "generator", "weights"})  # groups that no student alone has a use for
 
 Labels = NDArray[np.int64]
@@ -130,9 +132,10 @@ def _comparison(records: Sequence[Record], metric: str, title: str, slug: str) -
     methods = _methods(records, notes)
     names = _names([runs[0].cell for runs in methods])
     students = [_student(runs, *name, metric) for runs, name in zip(methods, names, strict=True)]
-    teachers = _teachers(records, metric)
+    taught_by = _teacher_names(records)
+    teachers = _teachers(records, taught_by, metric)
     students = _with_agreement(students, teachers, notes)
-    students = _with_differences(students, teachers, metric, notes)
+    students = _with_differences(students, teachers, taught_by, metric, notes)
     rows = _ordered(students, teachers)
     notes += _student_settings(students)
     notes += _missing_controls(students)
@@ -235,15 +238,15 @@ def _student(runs: Sequence[Record], method: str, variant: str, metric: str) -> 
     )
 
 
-def _teachers(records: Iterable[Record], metric: str) -> list[Row]:
+def _teachers(records: Iterable[Record], names: Mapping[Path, str], metric: str) -> list[Row]:
     """One row per teacher's name, the one of most runs first; its fingerprints are its replicates."""
     found: dict[str, dict[str, Record]] = defaultdict(dict)
     runs: Counter[str] = Counter()
     for record in records:
         known = record.metric(f"teacher/test_{metric}") is not None
         if record.teacher and (known or record.predictions.teacher is not None):
-            runs[_teacher_name(record)] += 1
-            found[_teacher_name(record)].setdefault(str(record.teacher.get("fingerprint")), record)
+            runs[names[record.path]] += 1
+            found[names[record.path]].setdefault(str(record.teacher.get("fingerprint")), record)
     rows = []
     for name in sorted(found, key=lambda name: (-runs[name], name)):
         sources = [found[name][fingerprint] for fingerprint in sorted(found[name])]
@@ -309,7 +312,9 @@ def _with_agreement(students: Sequence[Row], teachers: Sequence[Row], notes: lis
     return done
 
 
-def _with_differences(rows: Sequence[Row], teachers: Sequence[Row], metric: str, notes: list[str]) -> list[Row]:
+def _with_differences(
+    rows: Sequence[Row], teachers: Sequence[Row], taught_by: Mapping[Path, str], metric: str, notes: list[str]
+) -> list[Row]:
     """Each distilled row beside the same student alone; p-values corrected over all of them."""
     by_name = {teacher.student: teacher for teacher in teachers}
     sign = -1 if metric in LOWER_IS_BETTER else 1
@@ -325,7 +330,7 @@ def _with_differences(rows: Sequence[Row], teachers: Sequence[Row], metric: str,
         if metric == "accuracy":
             difference = two_way_bootstrap(row.correct, control.correct)
             p_values[row.method] = paired_permutation(row.correct, control.correct)
-        teacher = by_name.get(_teacher_name(row.runs[0]))
+        teacher = by_name.get(taught_by.get(row.runs[0].path, ""))
         gap = gap_closed(sign * control.mean, sign * row.mean, sign * teacher.mean) if teacher else None
         done.append(replace(row, change=row.mean - control.mean, difference=difference, gap=gap))
     notes += _unlike(pairs)
@@ -469,8 +474,30 @@ def _title(record: Record) -> str:
     return f"{data.get('name') or record.cell['data']}{' (synthetic)' if data.get('synthetic') else ''}"
 
 
-def _teacher_name(record: Record) -> str:
-    return str(record.cell.get("teacher") or (record.teacher or {}).get("name"))
+def _teacher_names(records: Iterable[Record]) -> dict[Path, str]:
+    """What each run's teacher is called, by the run's folder.
+
+    Its option, or its own name where one option made several (a chain, a student's earlier generation); and those of
+    its settings that not every teacher has.
+    """
+    taught = [record for record in records if record.teacher]
+    given = {record.path: (record.cell.get("teacher"), (record.teacher or {}).get("name")) for record in taught}
+    own = defaultdict(set)
+    for option, name in given.values():
+        own[option].add(name)
+    settings = {record.path: [o for o in _overrides(record.cell) if _of_teacher(o)] for record in taught}
+    common = set.intersection(*map(set, settings.values())) if settings else set()
+    names = {}
+    for path, (option, name) in given.items():
+        first = option if option and (len(own[option]) == 1 or not name) else name
+        names[path] = " · ".join([str(first), *(_short(o) for o in settings[path] if o not in common)])
+    return names
+
+
+def _of_teacher(override: str) -> bool:
+    """Whether it changes what a teacher says; a recipe's content is in its name."""
+    name = override.lstrip("+").partition("=")[0]
+    return _group(override) == "teacher" and name.partition(".")[2] not in ("", "recipe", *_HOW_IT_RUNS)
 
 
 def _label(record: Record) -> Labels:

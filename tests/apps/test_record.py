@@ -128,6 +128,7 @@ def test_replicates_share_a_cell_and_a_group(tmp_path: Path) -> None:
     ]
     assert long[0] != long[1] and max(map(len, long)) <= 128
     assert recorded(tmp_path / "10", "strategy=supervised", "teacher=ngram").cell["teacher"] is None
+    assert recorded(tmp_path / "11", "strategy=self", "teacher=ngram").cell["teacher"] is None
 
 
 def test_a_record_that_ran_before_is_cleared_or_gone_on_with(tmp_path: Path) -> None:

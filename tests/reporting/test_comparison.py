@@ -285,3 +285,35 @@ def test_the_order_of_the_runs_does_not_matter(study: Path) -> None:
         (r.method, r.mean, r.difference, r.p) for r in backwards.rows
     ]
     assert forwards.facts == backwards.facts
+
+
+def test_teachers_that_say_different_things_have_rows_of_their_own(record: Make, tmp_path: Path) -> None:
+    record()
+    given = {
+        "temperature=fit": ["teacher.temperature=fit", "teacher.precision=bf16", "teacher.keep=true"],
+        "folds=5": ["teacher.folds=5", "teacher.precision=bf16"],
+        "plain": ["teacher.precision=bf16", "teacher.batch_size=8", "teacher.recipe=[student=ngram]"],
+    }
+    for overrides in given.values():
+        record(strategy="soft_label", teacher="ngram", overrides=overrides)
+    rows = by_name(tables(tmp_path)[0])
+    assert {name for name, row in rows.items() if row.kind == "teacher"} == {
+        "ngram · teacher", "ngram · temperature=fit · teacher", "ngram · folds=5 · teacher",
+    }  # fmt: skip
+
+
+def test_teachers_of_one_option_are_told_apart_by_their_own_names(record: Make, tmp_path: Path) -> None:
+    record(skill=1.0)
+    for strategy, name in (("soft_label", "encoder"), ("logit_mse", "encoder"), ("self", "bilstm generation 1")):
+        folder = record(strategy=strategy, teacher="checkpoint", skill=2.0)
+        run = json.loads((folder / "run.json").read_text())
+        run["teacher"] |= {"name": name, "fingerprint": name}
+        (folder / "run.json").write_text(json.dumps(run))
+    rows = by_name(tables(tmp_path)[0])
+    assert {name for name, row in rows.items() if row.kind == "teacher"} == {
+        "encoder · teacher", "bilstm generation 1 · teacher",
+    }  # fmt: skip
+    for method, teacher in (("logit_mse", "encoder"), ("self", "bilstm generation 1")):
+        alone, taught = rows["bilstm · alone"].mean, rows[f"{teacher} · teacher"].mean
+        gap = (rows[f"bilstm · {method}"].mean - alone) / (taught - alone)
+        assert rows[f"bilstm · {method}"].gap == pytest.approx(gap)
