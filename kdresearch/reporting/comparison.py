@@ -30,7 +30,7 @@ FLOOR = "ngram"
 METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 LOWER_IS_BETTER = frozenset({"nll", "brier", "ece"})
 _KNOWN = frozenset({"data", "labels", "student", "strategy", "teacher", "transfer", "overrides"})
-_HOW_IT_RUNS = ("mode", "keep", "batch_size", "jobs")  # options of a teacher that leave what it says as it is
+_HOW_IT_RUNS = ("mode", "keep", "batch_size", "jobs", "class_map")  # a teacher's options that change no class score
 _DISTILLING = frozenset({"strategy", "teacher", "generator", "weights"})  # groups that no student alone has a use for
 
 Labels = NDArray[np.int64]
