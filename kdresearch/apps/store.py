@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="what is kept, how large it is and how long it took to build")
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="corpus, tokenizer, encoded, teacher or knowledge")
+    listing.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(_TOLD))
     verifying = actions.add_parser("verify", help="compare every file with its checksum; 1 if any is damaged")
     verifying.add_argument("--remove", action="store_true", help="remove what is damaged or half-written")
     removing = actions.add_parser("remove", help="remove artifacts")
@@ -208,6 +208,8 @@ def _teacher(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     key = artifact.key
     if "hub" in key:
         return f"hub {key['hub']}" if isinstance(key["hub"], str) else f"a local folder of {len(key['hub'])} files"
+    if "package" in key:
+        return " ".join([f"package {key['package'][:SHORT]} with", *_settings(key, "package")])
     training = key["training"]
     model = training["student"]["model"]["_target_"].rsplit(".", 1)[-1]
     strategy = training["strategy"]["_target_"].rsplit(".", 1)[-1]
@@ -227,6 +229,29 @@ def _trained_on(artifact: Artifact) -> str:
 def _knowledge(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     key = artifact.key
     return f"outputs of teacher {key['teacher'][:SHORT]}, {_rows(artifact)}precision {key['precision']}"
+
+
+def _answers(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
+    key = artifact.key
+    return f"{key['field']} of teacher {key['teacher'][:SHORT]}, precision {key['precision']}"
+
+
+def _vectors(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
+    key = artifact.key
+    return f"word vectors from teacher {key['teacher'][:SHORT]}, {key['width']} wide"
+
+
+def _generator(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
+    own = artifact.key["generator"]
+    return " ".join([own["generator"], *_settings(own, "generator")])
+
+
+def _texts(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
+    key = artifact.key
+    made = f"texts of {key['generator']['generator']}, seed {key['seed']}"
+    if artifact.kind == "samples":
+        return f"{made}, piece {key['piece']}"
+    return f"{'all' if key['number'] is None else format(key['number'], ',')} {made}, filtered"
 
 
 def _rows(artifact: Artifact) -> str:
@@ -249,6 +274,11 @@ _TOLD = {
     "words": _encoded,
     "teacher": _teacher,
     "knowledge": _knowledge,
+    "answers": _answers,
+    "vectors": _vectors,
+    "generator": _generator,
+    "samples": _texts,
+    "pool": _texts,
 }
 
 
