@@ -16,6 +16,7 @@ from kdresearch.objectives.pairing import pair, states
 from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
 
 LEVELS = ("auto", "tokens", "sentence")
+SENTENCE = ("uniform", "final")  # maps that choose no layer: sentence vectors are made of the last
 PROJECTIONS = ("auto", "linear", "none")
 FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "gram", "nst")
 TOKENS_ONLY = ("gram", "nst")  # relations among the tokens of a row: a sentence vector has none
@@ -68,6 +69,7 @@ class StatePairs(nn.Module):
         if not self.needs <= student.provides & teacher.provides:
             return  # refused by the strategy, which knows the objective's name
         if self.level == "sentence":
+            self._check_no_layers()
             widths = [(student.width, teacher.width)]
         else:
             self.pairs = layer_pairs(self.layers, student.depth, teacher.depth)
@@ -75,6 +77,15 @@ class StatePairs(nn.Module):
                 self.pairs.insert(0, (0, 0))
             widths = [(_width(student, own), _width(teacher, other)) for own, other in self.pairs]
         self.projections = self._projections(student, teacher, widths)
+
+    def _check_no_layers(self) -> None:
+        """A choice that would change nothing is refused: its runs would differ by name alone."""
+        if self.layers not in SENTENCE or self.embeddings:
+            asked = "embeddings=true" if self.embeddings else f"layers={self.layers}"
+            raise UserError(
+                f"{asked} is of hidden states, and the sentence vectors of both sides are compared "
+                f"(level={self.level}): leave it out, or use two models with hidden states"
+            )
 
     def _projections(self, student: Model, teacher: Teacher, widths: list[tuple[int, int]]) -> nn.ModuleList:
         wanted = [self.projection == "linear" or (self.same_width and own != other) for own, other in widths]

@@ -225,6 +225,19 @@ def test_widths_that_cannot_meet(make: Any, level: str) -> None:
         bound(make(level="tokens", projection="none", layers=[[0, 0], [1, 1]]), Side(), Side(width=9))
 
 
+@pytest.mark.parametrize("make", [Feature, Semantic])
+def test_a_choice_of_layers_between_sentence_vectors_is_refused(make: Any) -> None:
+    for settings, said in (
+        ({"layers": "last"}, "layers=last is of hidden states"),
+        ({"layers": [[1, 2]]}, r"layers=\[\[1, 2\]\] is of hidden states"),
+        ({"embeddings": True}, "embeddings=true is of hidden states"),
+    ):
+        with pytest.raises(UserError, match=said):
+            bound(make(level="sentence", **settings))
+        bound(make(level="tokens", **settings))
+    bound(make(level="sentence", layers="final"))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
