@@ -477,20 +477,21 @@ def _title(record: Record) -> str:
 def _teacher_names(records: Iterable[Record]) -> dict[Path, str]:
     """What each run's teacher is called, by the run's folder.
 
-    Its option, or its own name where one option made several (a chain, a student's earlier generation); and those of
-    its settings that not every teacher has.
+    Its option and those of its settings that not every teacher has; its own name where that would be one name for
+    several (the links of a chain, a student's earlier generations).
     """
     taught = [record for record in records if record.teacher]
-    given = {record.path: (record.cell.get("teacher"), (record.teacher or {}).get("name")) for record in taught}
-    own = defaultdict(set)
-    for option, name in given.values():
-        own[option].add(name)
     settings = {record.path: [o for o in _overrides(record.cell) if _of_teacher(o)] for record in taught}
     common = set.intersection(*map(set, settings.values())) if settings else set()
-    names = {}
-    for path, (option, name) in given.items():
-        first = option if option and (len(own[option]) == 1 or not name) else name
-        names[path] = " · ".join([str(first), *(_short(o) for o in settings[path] if o not in common)])
+    names, own = {}, defaultdict(set)
+    for record in taught:
+        known = str((record.teacher or {}).get("name"))
+        parts = [_short(override) for override in settings[record.path] if override not in common]
+        names[record.path] = " · ".join([str(record.cell.get("teacher") or known), *parts])
+        own[names[record.path]].add(known)
+    for record in taught:
+        if len(own[names[record.path]]) > 1:
+            names[record.path] = str((record.teacher or {}).get("name"))
     return names
 
 
