@@ -22,22 +22,31 @@ RUN = (
     "trainer.log_every_n_steps=3",
 )  # fmt: skip
 
-# The step that it dies in is in the middle of the third epoch.
+# It dies in the middle of the third epoch, before the update of its fourth batch.
 KILLED = """
 import os, signal, sys
+from kdresearch.apps.resume import RandomState
 from kdresearch.cli import main
-from kdresearch.strategies.distiller import Distiller
 
-step = Distiller.training_step
+start = RandomState.on_train_batch_start
 
-def dies(self, batch, number):
-    if self.global_step == 17:
+def dies(self, trainer, module, batch, number):
+    if (trainer.current_epoch, number) == (2, 3):
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, number)
+    return start(self, trainer, module, batch, number)
 
-Distiller.training_step = dies
+RandomState.on_train_batch_start = dies
 main(sys.argv[1:])
 """
+TAUGHT = ("teacher=ngram", "teacher.recipe=['student=ngram', 'student.training.epochs=2']")
+PROCEDURES = {
+    "staged": (*TAUGHT, "strategy.objectives.feature._target_=kdresearch.objectives.logits.LogitMse"),
+    "annealed": TAUGHT,
+    "mutual": (),
+    "self": ("strategy.generations=1",),
+    "assistant": (*TAUGHT, "strategy.assistants=[['student=ngram_bag', 'student.training.epochs=4']]"),
+    "adversarial": TAUGHT,
+}
 
 
 def test_random_numbers_go_on_where_they_stopped() -> None:
@@ -93,6 +102,26 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     # the curves are whole, and have nothing twice
     assert curves(folder) == curves(tmp_path / "whole")
     assert [row["epoch"] for row in curves(folder) if "val/nll" in row and "epoch" in row] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("strategy", PROCEDURES)
+def test_a_killed_procedure_ends_as_if_it_had_not_been(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several networks, optimizers, stages or generations; in chains the first link dies, and nothing is shared."""
+    monkeypatch.setattr(sys, "argv", ["kdresearch"])
+    given = ["train", *RUN, "student.training.learning_rate=0.03", f"strategy={strategy}", *PROCEDURES[strategy]]
+    here = [*given, f"hydra.run.dir={tmp_path / 'killed'}"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *here], capture_output=True, timeout=120, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert main(here) == 0
+    monkeypatch.setenv("KDRESEARCH_HOME", str(tmp_path / "elsewhere"))
+    assert main([*given, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("killed", "whole")]
+    assert metrics[0] == metrics[1]
+    facts = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("killed", "whole")]
+    assert facts[0]["student"]["fingerprint"] == facts[1]["student"]["fingerprint"]
+    assert facts[0]["updates"] == facts[1]["updates"] == 28
 
 
 def test_a_finished_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
