@@ -204,11 +204,12 @@ class Nucleus:
     """Draws the next tokens: the one of each row keeps a score above -inf, so that greedy decoding takes it.
 
     The nucleus is the fewest likeliest tokens that hold ``top_p`` of the probability (Holtzman et al. 2020, §3.1).
-    Some likeliest ones are looked at, and more only where these hold less: to sort and to draw from a whole
-    vocabulary at each token is most of the time that a small model takes.
+    A token is in it where the likelier ones hold less than that; so a draw from the whole vocabulary that is not is
+    drawn again, which follows the nucleus's shares and sorts nothing: to sort a vocabulary at each token is most of
+    the time that a small model takes. What ROUNDS draws do not find is drawn from sorted tokens.
     """
 
-    WIDTH = 256
+    ROUNDS = 8
 
     def __init__(self, temperature: float, top_p: float, draws: torch.Generator) -> None:
         self.temperature, self.top_p, self.draws = temperature, top_p, draws
@@ -216,19 +217,30 @@ class Nucleus:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, V] of which one in each row is 0 and the others are -inf."""
         shares = torch.softmax(scores.float() / self.temperature, dim=-1)
-        size = shares.shape[1]
-        if self.top_p == 1:
-            drawn = torch.multinomial(shares, 1, generator=self.draws)
-        else:
-            width = min(self.WIDTH, size)
-            likeliest, names = shares.topk(width)
-            while width < size and likeliest.sum(dim=1).min() < self.top_p:
-                width = min(8 * width, size)
-                likeliest, names = shares.topk(width)
-            before = likeliest.cumsum(dim=1) - likeliest  # what the likelier ones hold
-            nucleus = likeliest.masked_fill(before >= self.top_p, 0)
-            drawn = names.gather(1, torch.multinomial(nucleus, 1, generator=self.draws))
+        drawn = self._draw(shares)
+        if self.top_p < 1:
+            rows = torch.arange(len(shares), device=shares.device)
+            for _ in range(self.ROUNDS):
+                rows = rows[~self._inside(shares[rows], drawn[rows])]
+                if not len(rows):
+                    break
+                drawn[rows] = self._draw(shares[rows])
+            else:
+                rows = rows[~self._inside(shares[rows], drawn[rows])]
+                likeliest, names = shares[rows].sort(dim=1, descending=True)
+                before = likeliest.cumsum(dim=1) - likeliest
+                drawn[rows] = names.gather(1, self._draw(likeliest.masked_fill(before >= self.top_p, 0)))
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+    def _inside(self, shares: Tensor, drawn: Tensor) -> Tensor:
+        """[B] bool: whether the tokens that are likelier than the drawn ones [B, 1] hold less than the nucleus."""
+        return (shares * (shares > shares.gather(1, drawn))).sum(dim=1) < self.top_p
+
+    def _draw(self, shares: Tensor) -> Tensor:
+        """[B, 1] tokens, as often as their shares [B, V] of each row's sum."""
+        sums = shares.cumsum(dim=1)
+        point = torch.rand(len(shares), 1, generator=self.draws, device=shares.device) * sums[:, -1:]
+        return torch.searchsorted(sums, point, right=True).clamp(max=shares.shape[1] - 1)
 
 
 def draw_labels(number: int, labels: np.ndarray, classes: int, balance: str, random: np.random.Generator) -> np.ndarray:

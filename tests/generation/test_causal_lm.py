@@ -125,17 +125,23 @@ def test_draws_follow_the_shares_of_the_nucleus() -> None:
     assert found[0] == 0 and (found[1:] > 0.1).all()
 
 
-def test_the_nucleus_is_that_of_transformers_however_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounds", [0, 1, 8])  # sorted at once, nearly all drawn again, all found by drawing
+def test_the_nucleus_is_that_of_transformers_however_wide(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TopPLogitsWarper
 
-    monkeypatch.setattr(Nucleus, "WIDTH", 4)
+    monkeypatch.setattr(Nucleus, "ROUNDS", rounds)
     sizes = []
     for seed, spread in enumerate((0.1, 1.0, 4.0)):
         scores = spread * torch.randn(50, generator=torch.Generator().manual_seed(seed))
         kept = torch.isfinite(TopPLogitsWarper(0.8)(torch.empty(1, 0), scores[None]))[0]
         sizes.append(int(kept.sum()))
         assert torch.equal(drawn(scores, 10_000, top_p=0.8) > 0, kept)
-    assert sizes[0] > 32 > sizes[1] > 4 >= sizes[2]  # all of them looked at, some, the first few
+    assert sizes[0] > 32 > sizes[1] > 4 >= sizes[2]
+
+
+def test_a_nucleus_of_one_token_in_a_flat_vocabulary() -> None:
+    scores = torch.zeros(1000).index_fill(0, torch.tensor([7]), 1e-3)
+    assert drawn(scores, 500, top_p=1e-6)[7] == 1
 
 
 def test_texts_are_those_of_the_seed(folder: Path) -> None:
