@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   kdresearch report sweeps                        every run below sweeps, written to ./report
   kdresearch report sweeps/2026-01-31 -o paper    one sweep, written to ./paper
   kdresearch report sweeps --metric macro_f1      another metric on the table's main column
+  kdresearch report sweeps --against soft_label   differences to the same student by another strategy
   kdresearch report floor/ sweep/ --no-plots      several folders, tables only
 """
 
@@ -23,7 +24,7 @@ EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Run the command; the path of the page is the last line it prints.
 
-    Raises UserError where there is no run to report on or the metric is unknown.
+    Raises UserError where there is no run to report on, or the metric or the strategy to compare with is unknown.
     """
     parser = argparse.ArgumentParser(
         prog="kdresearch report",
@@ -40,9 +41,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--metric", default="accuracy", help="accuracy (default), macro_f1, nll, brier or ece, on the test rows"
     )
+    parser.add_argument(
+        "--against", metavar="STRATEGY", default="supervised",
+        help="the strategy that differences are to, of the same student (default: %(default)s, the student alone)",
+    )  # fmt: skip
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     arguments = parser.parse_args(argv)
-    return report(arguments.folders, arguments.output, arguments.metric, plots=not arguments.no_plots)
+    return report(arguments.folders, arguments.output, arguments.metric, arguments.against, not arguments.no_plots)
 
 
 def left_out(found: Found) -> list[str]:
@@ -61,7 +66,9 @@ def left_out(found: Found) -> list[str]:
     ]
 
 
-def report(folders: list[Path], output: Path, metric: str = "accuracy", plots: bool = True) -> int:
+def report(
+    folders: list[Path], output: Path, metric: str = "accuracy", against: str = "supervised", plots: bool = True
+) -> int:
     """Write the report on all runs below ``folders`` and print it; 0. Raises UserError as ``main`` does."""
     from rich.console import Console
 
@@ -79,7 +86,7 @@ def report(folders: list[Path], output: Path, metric: str = "accuracy", plots: b
         warnings.print(note, markup=False, highlight=False, soft_wrap=True)
     if not found.finished:
         raise UserError(f"no finished run to report on: {notes[0]}")
-    comparisons = compare(found.finished, metric)
+    comparisons = compare(found.finished, metric, against)
     text = table.markdown(comparisons, notes)
 
     pictures = {}

@@ -50,7 +50,7 @@ class Row:
     mean: float
     sd: float | None  # None for one replicate
     runs: tuple[Record, ...] = ()  # empty for a teacher
-    change: float | None = None  # mean − mean of the same student alone
+    change: float | None = None  # mean − mean of the same student alone, or by the strategy it is held against
     difference: Interval | None = None  # the same with its 95 % interval; accuracy only
     p: float | None = None  # paired permutation, after Holm; accuracy only
     gap: float | None = None  # (S_kd − S)/(T − S)
@@ -98,15 +98,22 @@ class Comparison:
     rows: tuple[Row, ...]
     facts: Mapping[str, str]  # runs, seeds, rows, versions, hardware, for the header
     footnotes: tuple[str, ...]
+    against: str = ALONE  # the strategy that differences are to
 
 
-def compare(records: Sequence[Record], metric: str = "accuracy") -> list[Comparison]:
+def compare(records: Sequence[Record], metric: str = "accuracy", against: str = ALONE) -> list[Comparison]:
     """One Comparison per data fingerprint and set of test rows among finished runs, by name.
 
-    Raises UserError for an unknown metric.
+    Args:
+        against: the strategy of the same student that every difference is to; the default is the student alone.
+
+    Raises UserError for an unknown metric, and for a strategy that no run has.
     """
     if metric not in METRICS:
         raise UserError(f"metric {choices(metric, METRICS)}")
+    strategies = sorted({str(record.cell["strategy"]) for record in records} | {ALONE})
+    if against not in strategies:
+        raise UserError(f"--against {choices(against, strategies)}")
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         test = record.predictions
@@ -121,11 +128,11 @@ def compare(records: Sequence[Record], metric: str = "accuracy") -> list[Compari
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         slugs[slug] += 1
         slug += f"-{slugs[slug]}" if slugs[slug] > 1 else ""
-        comparisons.append(_comparison(group, metric, title, slug))
+        comparisons.append(_comparison(group, metric, against, title, slug))
     return comparisons
 
 
-def _comparison(records: Sequence[Record], metric: str, title: str, slug: str) -> Comparison:
+def _comparison(records: Sequence[Record], metric: str, against: str, title: str, slug: str) -> Comparison:
     notes: list[str] = []
     if any(record.info["data"].get("synthetic") for record in records):
         notes.append("The data is synthetic: these numbers show that the machinery works and nothing else.")
@@ -135,12 +142,13 @@ def _comparison(records: Sequence[Record], metric: str, title: str, slug: str) -
     taught_by = _teacher_names(records)
     teachers = _teachers(records, taught_by, metric)
     students = _with_agreement(students, teachers, notes)
-    students = _with_differences(students, teachers, taught_by, metric, notes)
+    students = _with_differences(students, metric, against, notes)
+    students = _with_gaps(students, teachers, taught_by, metric)
     rows = _ordered(students, teachers)
     notes += _student_settings(students)
     notes += _missing_controls(students)
     notes += _caveats(records, students)
-    return Comparison(title, slug, metric, rows, _facts(records, rows), tuple(dict.fromkeys(notes)))
+    return Comparison(title, slug, metric, rows, _facts(records, rows), tuple(dict.fromkeys(notes)), against)
 
 
 # Rows
@@ -312,16 +320,13 @@ def _with_agreement(students: Sequence[Row], teachers: Sequence[Row], notes: lis
     return done
 
 
-def _with_differences(
-    rows: Sequence[Row], teachers: Sequence[Row], taught_by: Mapping[Path, str], metric: str, notes: list[str]
-) -> list[Row]:
-    """Each distilled row beside the same student alone; p-values corrected over all of them."""
-    by_name = {teacher.student: teacher for teacher in teachers}
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+def _with_differences(rows: Sequence[Row], metric: str, against: str, notes: list[str]) -> list[Row]:
+    """Each row beside the same student by the strategy it is held against; p-values corrected over all of them."""
     p_values: dict[str, float] = {}
     done, pairs = [], []
     for row in rows:
-        control = _alone(row, rows) if row.kind == "distilled" else None
+        compared = row.kind == "distilled" if against == ALONE else row.cell["strategy"] != against
+        control = _control(row, rows, against) if compared else None
         if control is None:
             done.append(row)
             continue
@@ -330,22 +335,32 @@ def _with_differences(
         if metric == "accuracy":
             difference = two_way_bootstrap(row.correct, control.correct)
             p_values[row.method] = paired_permutation(row.correct, control.correct)
-        teacher = by_name.get(taught_by.get(row.runs[0].path, ""))
-        gap = gap_closed(sign * control.mean, sign * row.mean, sign * teacher.mean) if teacher else None
-        done.append(replace(row, change=row.mean - control.mean, difference=difference, gap=gap))
+        done.append(replace(row, change=row.mean - control.mean, difference=difference))
     notes += _unlike(pairs)
     corrected = holm(p_values)
     return [replace(row, p=corrected.get(row.method)) for row in done]
 
 
-def _alone(row: Row, rows: Iterable[Row]) -> Row | None:
-    """The same student, built alike and on the same labels, without a teacher; of several, the one set most alike."""
+def _with_gaps(rows: Sequence[Row], teachers: Sequence[Row], taught_by: Mapping[Path, str], metric: str) -> list[Row]:
+    """How far each distilled row comes from the same student alone to its teacher."""
+    by_name = {teacher.student: teacher for teacher in teachers}
+    sign, done = -1 if metric in LOWER_IS_BETTER else 1, []
+    for row in rows:
+        alone = _control(row, rows) if row.kind == "distilled" else None
+        teacher = by_name.get(taught_by.get(row.runs[0].path, "")) if alone else None
+        gap = gap_closed(sign * alone.mean, sign * row.mean, sign * teacher.mean) if alone and teacher else None
+        done.append(replace(row, gap=gap))
+    return done
+
+
+def _control(row: Row, rows: Iterable[Row], strategy: str = ALONE) -> Row | None:
+    """The same student, built alike and on the same labels, by a strategy; of several, the one set most alike."""
 
     def same(other: Row) -> tuple[Any, ...]:
         settings = {o for o in _settings(other) if _group(o) in ("student", "data") and ".training." not in o}
         return other.cell["student"], other.cell.get("labels"), settings
 
-    candidates = [other for other in rows if other.kind != "distilled" and same(other) == same(row)]
+    candidates = [other for other in rows if other.cell["strategy"] == strategy and same(other) == same(row)]
     return min(
         candidates,
         key=lambda other: (len(_settings(other) ^ _settings(row)), len(_overrides(other.cell)), other.method),
@@ -386,8 +401,9 @@ def _unlike(pairs: Iterable[tuple[Row, Row]]) -> list[str]:
         if differ := sorted(_settings(row) ^ _settings(control)):
             found[f"set apart from {control.method} by more than the teacher: {', '.join(differ)}."].append(row.method)
         if row.updates and control.updates and row.updates != control.updates:
+            name = control.variant if control.kind == "distilled" else "alone"
             found[
-                f"{_range(row.updates)} updates, but {_range(control.updates)} alone: part of the difference may come "
+                f"{_range(row.updates)} updates, but {_range(control.updates)} {name}: part of the difference may come "
                 "from the number of updates."
             ].append(row.method)
     return [f"{'; '.join(methods)}: {text}" for text, methods in found.items()]
@@ -401,7 +417,7 @@ def _missing_controls(rows: Sequence[Row]) -> list[str]:
         notes.append(f"No floor; this adds it: {_command(rows[0], FLOOR, on)}")
     bereft: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.kind == "distilled" and _alone(row, rows) is None:
+        if row.kind == "distilled" and _control(row, rows) is None:
             bereft[_command(row, row.student, sorted(_settings(row)))].append(row.method)
     return notes + [f"Nothing to compare {'; '.join(m)} with; this adds it: {command}" for command, m in bereft.items()]
 

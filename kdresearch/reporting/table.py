@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from kdresearch.reporting.comparison import Comparison, Row
+from kdresearch.reporting.comparison import ALONE, Comparison, Row
 
 _HEADINGS = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)", "nll": "NLL", "brier": "Brier", "ece": "ECE (%)"}
 _PERCENT = frozenset({"accuracy", "macro_f1", "ece"})
@@ -38,13 +38,14 @@ def caption(comparison: Comparison) -> str:
     """One sentence on what the differences are; empty where there are none."""
     if all(row.change is None for row in comparison.rows):
         return ""
+    same = "the same student alone" if comparison.against == ALONE else f"the same student by {comparison.against}"
     if comparison.metric != "accuracy":
         return (
-            "± is the standard deviation over seeds. Δ is the difference of means to the same student alone; intervals "
-            "and tests are for accuracy only."
+            f"± is the standard deviation over seeds. Δ is the difference of means to {same}; intervals and tests are "
+            "for accuracy only."
         )
     return (
-        "± is the standard deviation over seeds. Δ is the difference to the same student alone in points, with its "
+        f"± is the standard deviation over seeds. Δ is the difference to {same} in points, with its "
         "95 % interval from a two-way bootstrap over test rows and seeds; “within noise” where that contains 0. p is "
         "from a paired permutation test over test rows, given these seeds, corrected over the table (Holm). Gap closed "
         "is (distilled − alone) / (teacher − alone)."
@@ -53,14 +54,14 @@ def caption(comparison: Comparison) -> str:
 
 def columns(comparison: Comparison) -> list[Column]:
     """The columns that at least one row fills."""
-    metric = comparison.metric
+    metric, against = comparison.metric, "alone" if comparison.against == ALONE else comparison.against
     every = [
         Column("method", lambda row: row.method, numeric=False),
         Column("seeds", lambda row: f"{len(row.scores)}"),
         Column("M parameters / without embeddings", _parameters),
         Column("MB", lambda row: _number(row.bytes, 1, 1e-6)),
         Column(heading(metric), lambda row: _score(row, metric)),
-        Column("Δ to alone", lambda row: _change(row, metric)),
+        Column(f"Δ to {against}", lambda row: _change(row, metric)),
         Column("p (Holm)", lambda row: None if row.p is None else _p(row.p)),
         Column("gap closed (%)", lambda row: _number(row.gap, 0, 100)),
         Column("agreement (%)", lambda row: _number(row.agreement, 1, 100)),

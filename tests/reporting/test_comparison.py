@@ -13,14 +13,15 @@ import pytest
 
 from kdresearch.errors import UserError
 from kdresearch.evaluation.statistics import holm, paired_permutation, two_way_bootstrap
+from kdresearch.reporting import table
 from kdresearch.reporting.comparison import Comparison, Row, compare
 from kdresearch.reporting.records import find
 
 Make = Callable[..., Path]
 
 
-def tables(folder: Path, metric: str = "accuracy") -> list[Comparison]:
-    return compare(find([folder]).finished, metric)
+def tables(folder: Path, metric: str = "accuracy", against: str = "supervised") -> list[Comparison]:
+    return compare(find([folder]).finished, metric, against)
 
 
 def by_name(comparison: Comparison) -> dict[str, Row]:
@@ -93,6 +94,33 @@ def test_other_metrics_are_averaged_over_seeds_without_an_interval(study: Path) 
     # lower is better: the gap is closed from above
     control, teacher = rows["bilstm · alone"], rows["minilm · teacher"]
     assert row.gap == pytest.approx((control.mean - row.mean) / (control.mean - teacher.mean))
+
+
+def test_differences_to_another_strategy(study: Path, record: Make) -> None:
+    for seed in (1, 2, 3):
+        record(seed=seed, strategy="attention", teacher="minilm", skill=3.0)
+    (usual,), (comparison,) = tables(study), tables(study, against="soft_label")
+    rows, before = by_name(comparison), by_name(usual)
+    attention, soft, alone = (correctness(study, "bilstm", s) for s in ("attention", "soft_label", "supervised"))
+    other = [correctness(study, "textcnn", s) for s in ("supervised", "soft_label")]
+    assert rows["bilstm · attention"].difference == two_way_bootstrap(attention, soft)
+    assert rows["bilstm · alone"].difference == two_way_bootstrap(alone, soft)
+    assert rows["bilstm · alone"].change == pytest.approx(-before["bilstm · soft_label"].change)
+    raw = {
+        "bilstm · attention": paired_permutation(attention, soft),
+        "bilstm · alone": paired_permutation(alone, soft),
+        "textcnn · alone": paired_permutation(*other),
+    }
+    assert {name: row.p for name, row in rows.items() if row.p is not None} == holm(raw)
+    for name in ("bilstm · soft_label", "textcnn · soft_label", "ngram · floor"):
+        assert rows[name].difference is None
+    assert {name: row.gap for name, row in rows.items()} == {name: row.gap for name, row in before.items()}
+    assert "Δ to soft_label" in table.cells(comparison)[0] and "same student by soft_label" in table.caption(comparison)
+
+
+def test_a_strategy_that_no_run_has_is_refused(study: Path) -> None:
+    with pytest.raises(UserError, match=r"--against 'soft_labl' \(did you mean 'soft_label'\?\)"):
+        tables(study, against="soft_labl")
 
 
 def test_an_unknown_metric_is_refused(study: Path) -> None:
