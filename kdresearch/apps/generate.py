@@ -106,7 +106,7 @@ def _run(cfg: DictConfig, chosen: Chosen, shown: int, out: Path | None) -> None:
     store = Store()
     data = train.rows_of(cfg, store).prepare()
     device = train.device_of(cfg)
-    teaches = chosen.options["teacher"] != "none" or any(cfg.teacher[source] is not None for source in teachers.SOURCES)
+    teaches = chosen.options["teacher"] != "none" or teachers.named(cfg)
     if teaches:
         teachers.promise(pseudo_samples.without(cfg), chosen, store, data)  # refuses
     facts = pseudo_samples.add(cfg, data, store, device)

@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig
 
 from kdresearch import package
+from kdresearch.apps import teacher as teachers
 from kdresearch.apps.config import plain
 from kdresearch.apps.say import say
-from kdresearch.apps.teacher import SOURCES
 from kdresearch.artifacts import Store
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.encoding import pad
@@ -37,7 +37,7 @@ def check(cfg: DictConfig, student: Model, data: TextDataModule) -> None:
         return
     if wanted not in STARTS:
         raise UserError(f"start.from: {choices(wanted, STARTS)}")
-    if all(cfg.teacher[source] is None for source in SOURCES):
+    if not teachers.named(cfg):
         raise UserError(f"start.from={wanted} takes a teacher, and none is named: choose one with teacher=NAME")
     name = type(student).__name__
     if wanted == "layers" and not isinstance(student, Transformer):

@@ -48,10 +48,8 @@ SOURCES = ("recipe", "path", "id", "members", "chain")
 MODES = ("auto", "recorded", "live")
 _OF_A_MEMBER = ("recipe", "path", "id", "data", "max_length", "truncation", "epochs", "label_smoothing")
 _OF_A_RECIPE = ("folds", "epochs", "label_smoothing")
-_READS: dict[str, Any] = {
-    "max_length": 256,
-    "truncation": "head_tail",
-}  # what a Hugging Face teacher reads unless it is told otherwise
+# What a Hugging Face teacher reads unless it is told otherwise.
+_READS: dict[str, Any] = {"max_length": 256, "truncation": "head_tail"}
 _CALIBRATION = ("accuracy", "nll", "ece", "brier")
 BY_ACCURACY = "accuracy"
 FIT = "fit"
@@ -75,6 +73,11 @@ class Answers:
     training: Teacher  # asked about training batches
     evaluation: Teacher  # asked about validation and test rows; always recorded
     reading: Reading  # how its tokens correspond to the student's
+
+
+def named(cfg: DictConfig) -> bool:
+    """Whether the configuration says where a teacher comes from."""
+    return any(cfg.teacher[source] is not None for source in SOURCES)
 
 
 def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
@@ -508,12 +511,12 @@ def _source(teacher: DictConfig, chosen: Chosen) -> str:
 
 def _package_folder(cfg: DictConfig, teacher: DictConfig, chosen: Chosen, store: Store, train: Train | None) -> Path:
     source = _source(teacher, chosen)
+    reads = {name: teacher[name] for name in _READS if teacher[name] is not None}
     if source == "path":
         folder = package.located(teacher.path)
-        reads = {name: teacher[name] for name in _READS if teacher[name] is not None}
         return _reading_otherwise(folder, reads, store) if reads else folder
     if source == "id":
-        return _from_hub(teacher, store)
+        return _from_hub(teacher, _READS | reads, store)
     assert train is not None
     return package.located(trained(recipe(cfg, teacher, chosen), store, train))
 
@@ -528,7 +531,7 @@ def _reading_otherwise(folder: Path, reads: dict[str, Any], store: Store) -> Pat
     return store.build("teacher", {"package": package.fingerprint(folder), **reads}, copy, waiting=say)
 
 
-def _from_hub(teacher: DictConfig, store: Store) -> Path:
+def _from_hub(teacher: DictConfig, reads: dict[str, Any], store: Store) -> Path:
     from kdresearch.data.tokenizers import PretrainedTokenizer
     from kdresearch.models.transformer import HubClassifier
 
@@ -536,7 +539,6 @@ def _from_hub(teacher: DictConfig, store: Store) -> Path:
     content: Any = name
     if Path(name).is_dir():
         content = {file.name: file_sha256(file) for file in sorted(Path(name).iterdir()) if file.is_file()}
-    reads = _READS | {option: teacher[option] for option in _READS if teacher[option] is not None}
 
     def fetch(folder: Path) -> None:
         tokenizer = PretrainedTokenizer(path=name, **reads)

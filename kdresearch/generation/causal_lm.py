@@ -219,14 +219,13 @@ class Nucleus:
         shares = torch.softmax(scores.float() / self.temperature, dim=-1)
         drawn = self._draw(shares)
         if self.top_p < 1:
-            rows = torch.arange(len(shares), device=shares.device)
+            rows = (~self._inside(shares, drawn)).nonzero()[:, 0]
             for _ in range(self.ROUNDS):
-                rows = rows[~self._inside(shares[rows], drawn[rows])]
                 if not len(rows):
                     break
                 drawn[rows] = self._draw(shares[rows])
-            else:
                 rows = rows[~self._inside(shares[rows], drawn[rows])]
+            if len(rows):
                 likeliest, names = shares[rows].sort(dim=1, descending=True)
                 before = likeliest.cumsum(dim=1) - likeliest
                 drawn[rows] = names.gather(1, self._draw(likeliest.masked_fill(before >= self.top_p, 0)))

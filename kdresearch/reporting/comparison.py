@@ -490,25 +490,24 @@ def _title(record: Record) -> str:
     return f"{data.get('name') or record.cell['data']}{' (synthetic)' if data.get('synthetic') else ''}"
 
 
-def _teacher_names(records: Iterable[Record]) -> dict[Path, str]:
+def _teacher_names(records: Sequence[Record]) -> dict[Path, str]:
     """What each run's teacher is called, by the run's folder.
 
     Its option and those of its settings that not every teacher has; its own name where that would be one name for
     several (the links of a chain, a student's earlier generations).
     """
-    taught = [record for record in records if record.teacher]
-    settings = {record.path: [o for o in _overrides(record.cell) if _of_teacher(o)] for record in taught}
+    own = {record.path: str(record.teacher.get("name")) for record in records if record.teacher}
+    cells = {record.path: record.cell for record in records if record.teacher}
+    settings = {path: [o for o in _overrides(cell) if _of_teacher(o)] for path, cell in cells.items()}
     common = set.intersection(*map(set, settings.values())) if settings else set()
-    names, own = {}, defaultdict(set)
-    for record in taught:
-        known = str((record.teacher or {}).get("name"))
-        parts = [_short(override) for override in settings[record.path] if override not in common]
-        names[record.path] = " · ".join([str(record.cell.get("teacher") or known), *parts])
-        own[names[record.path]].add(known)
-    for record in taught:
-        if len(own[names[record.path]]) > 1:
-            names[record.path] = str((record.teacher or {}).get("name"))
-    return names
+    more = {path: [_short(o) for o in mine if o not in common] for path, mine in settings.items()}
+    names = {path: " · ".join([str(cell.get("teacher") or own[path]), *more[path]]) for path, cell in cells.items()}
+    called = defaultdict(set)
+    for path, name in names.items():
+        called[name].add(own[path])
+    return {
+        path: name if len(called[name]) == 1 else " · ".join([own[path], *more[path]]) for path, name in names.items()
+    }
 
 
 def _of_teacher(override: str) -> bool:

@@ -345,3 +345,17 @@ def test_teachers_of_one_option_are_told_apart_by_their_own_names(record: Make, 
         alone, taught = rows["bilstm · alone"].mean, rows[f"{teacher} · teacher"].mean
         gap = (rows[f"bilstm · {method}"].mean - alone) / (taught - alone)
         assert rows[f"bilstm · {method}"].gap == pytest.approx(gap)
+
+
+def test_teachers_of_one_option_keep_their_settings(record: Make, tmp_path: Path) -> None:
+    record()
+    for name in ("encoder", "bilstm generation 1"):
+        for overrides in ([], ["teacher.temperature=fit"]):
+            folder = record(strategy="soft_label", teacher="checkpoint", overrides=[f"student.tag={name}", *overrides])
+            run = json.loads((folder / "run.json").read_text())
+            run["teacher"] |= {"name": name, "fingerprint": name}
+            (folder / "run.json").write_text(json.dumps(run))
+    (comparison,) = tables(tmp_path)
+    assert {row.student for row in comparison.rows if row.kind == "teacher"} == {
+        "encoder", "encoder · temperature=fit", "bilstm generation 1", "bilstm generation 1 · temperature=fit",
+    }  # fmt: skip
