@@ -1,0 +1,183 @@
+"""A text as the set of its n-grams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdresearch.data.tokenizers.rows import UNKNOWN, Encoded, check_lengths, cut, flat
+from kdresearch.data.tokenizers.word import load_words, train_words, word_level
+from kdresearch.errors import UserError
+
+
+class NgramTokenizer:
+    """The set of a text's word n-grams: ids of 1 to ``orders`` words in a row, each once, in no order.
+
+    Exact n-grams keep the ``size`` that occur in most training rows; ``hashed`` ones fold every n-gram of known
+    words into ``size`` buckets (Weinberger et al. 2009).
+
+    Args:
+        orders: the longest n-gram.
+        size: features, the padding id 0 not included.
+        min_count: training rows below which an exact n-gram is dropped.
+        max_length: words of the text that are read; None reads all.
+    """
+
+    pad_id = 0
+    _MERGE = 8_000_000  # n-grams held before they are folded into the running counts: bounds the memory of fit
+
+    def __init__(
+        self,
+        *,
+        orders: int = 3,
+        size: int = 500_000,
+        min_count: int = 2,
+        hashed: bool = False,
+        lowercase: bool = True,
+        max_length: int | None = None,
+        truncation: str = "head_tail",
+    ) -> None:
+        check_lengths(max_length, truncation)
+        if orders < 1:
+            raise UserError(f"orders must be at least 1, not {orders}")
+        self.settings: dict[str, Any] = {
+            "orders": orders,
+            "size": size,
+            "min_count": min_count,
+            "hashed": hashed,
+            "lowercase": lowercase,
+            "max_length": max_length,
+            "truncation": truncation,
+        }
+        self.orders, self.buckets, self.hashed = orders, size, hashed
+        self.max_length, self.truncation = max_length, truncation
+        self.words = word_level(lowercase)
+        self.keys = np.empty(0, np.uint64)  # sorted 64-bit names of the exact n-grams
+
+    @property
+    def size(self) -> int:
+        return 1 + (self.buckets if self.hashed else len(self.keys))
+
+    def key(self) -> dict[str, Any]:
+        return {"tokenizer": "ngram", **self.settings}
+
+    def fit(self, texts: Iterable[list[str]]) -> None:
+        held: list[list[str]] = []
+
+        def remember() -> Iterator[list[str]]:
+            for chunk in texts:
+                held.append(chunk)
+                yield chunk
+
+        train_words(self.words, remember(), 1 << 31, 1)
+        if self.hashed:
+            return
+        keys, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+        fresh: list[np.ndarray] = []
+        for chunk in held:
+            fresh.append(self._names(chunk)[0])
+            if sum(map(len, fresh)) > self._MERGE:
+                keys, counts = _merge_counts(keys, counts, fresh)
+                fresh = []
+        keys, counts = _merge_counts(keys, counts, fresh)
+        kept = counts >= self.settings["min_count"]
+        keys, counts = keys[kept], counts[kept]
+        most = np.lexsort((keys, -counts))[: self.buckets]
+        self.keys = np.sort(keys[most])
+
+    def encode(self, texts: list[str]) -> Encoded:
+        names, rows = self._names(texts)
+        ids = self._features(names)
+        ids, rows = ids[ids > 0], rows[ids > 0]
+        flat = np.unique(rows * self.size + ids)  # each feature once per row, rows in order
+        rows, ids = np.divmod(flat, self.size)
+        return ids.astype(np.int32), np.bincount(rows, minlength=len(texts))
+
+    def members(self, texts: Iterable[list[str]]) -> np.ndarray:
+        """The words that each feature consists of, found again in the texts that it was fitted on.
+
+        Returns:
+            ids of ``words`` [size, orders] int32, 0 from where an n-gram ends; all 0 where no text holds the feature.
+            Of n-grams that share a bucket, the first chunk's shortest.
+        """
+        found = np.zeros((self.size, self.orders), np.int32)
+        for chunk in texts:
+            ids, lengths = self._read(chunk)
+            for order, (names, starts) in enumerate(self._ngrams(ids, lengths), 1):
+                feature, first = np.unique(self._features(names), return_index=True)
+                new = found[feature, 0] == 0
+                new[feature == 0] = False
+                feature, first = feature[new], starts[first[new]]
+                found[feature, :order] = ids[first[:, None] + np.arange(order)]
+        return found
+
+    def _read(self, texts: list[str]) -> Encoded:
+        """The ids of the words of each text, flat, and how many."""
+        rows = self.words.encode_batch_fast(texts)
+        return cut(*flat([row.ids for row in rows]), self.max_length, self.truncation)
+
+    def _features(self, names: np.ndarray) -> np.ndarray:
+        """The feature of each n-gram's name; 0 where there is none."""
+        if self.hashed:
+            return (names % np.uint64(self.buckets)).astype(np.int64) + 1
+        place = np.searchsorted(self.keys, names)
+        known = place < len(self.keys)
+        known[known] = self.keys[place[known]] == names[known]
+        return np.where(known, place + 1, 0)
+
+    def _ngrams(self, ids: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """From order 1 on: the 64-bit names of the n-grams of known words, and where in ``ids`` each starts."""
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(ids))  # tokens from here to the row's end
+        word, known = ids.astype(np.uint64), ids != UNKNOWN
+        name, whole = np.zeros(len(ids), np.uint64), np.ones(len(ids), bool)
+        for order in range(1, self.orders + 1):
+            # Of the n-gram that starts at each position: its name, and whether all its words are known.
+            name, whole = _mix(name[: len(word)] + word), whole[: len(word)] & known
+            starts = np.flatnonzero(whole & (left[: len(word)] >= order))
+            yield name[starts], starts
+            word, known = word[1:], known[1:]
+            if not len(word):
+                break
+
+    def _names(self, texts: list[str]) -> Encoded:
+        """64-bit names of the distinct n-grams of known words of each text, and the row of each."""
+        ids, lengths = self._read(texts)
+        row = np.repeat(np.arange(len(texts)), lengths)
+        ngrams = [(names, row[starts]) for names, starts in self._ngrams(ids, lengths)]
+        all_names, all_rows = (np.concatenate(side) for side in zip(*ngrams, strict=True))
+        order = np.lexsort((all_names, all_rows))
+        all_names, all_rows = all_names[order], all_rows[order]
+        first = np.ones(len(all_names), bool)
+        first[1:] = (all_names[1:] != all_names[:-1]) | (all_rows[1:] != all_rows[:-1])
+        return all_names[first], all_rows[first]
+
+    def save(self, folder: Path) -> None:
+        self.words.save(str(folder / "words.json"))
+        np.save(folder / "ngrams.npy", self.keys)
+
+    def load(self, folder: Path) -> None:
+        self.words = load_words(folder)
+        self.keys = np.load(folder / "ngrams.npy")
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): a bijection that scatters 64-bit integers."""
+    with np.errstate(over="ignore"):
+        value = value + np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value ^= value >> np.uint64(31)
+    return value
+
+
+def _merge_counts(keys: np.ndarray, counts: np.ndarray, fresh: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Fold new occurrences into sorted distinct keys and their counts."""
+    if not fresh:
+        return keys, counts
+    new, occurrences = np.unique(np.concatenate(fresh), return_counts=True)
+    merged, inverse = np.unique(np.concatenate([keys, new]), return_inverse=True)
+    total = np.bincount(inverse, weights=np.concatenate([counts, occurrences]), minlength=len(merged))
+    return merged, total.astype(np.int64)
