@@ -5,7 +5,9 @@ Shapes: B rows, T tokens, D features, C classes, H heads, L layers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,37 +71,50 @@ RECORDED = frozenset({"logits", "pooled"})
 LOGITS = frozenset({"logits"})
 
 
-@runtime_checkable
-class Model(Protocol):
-    """An ``nn.Module`` that reads tokens; student or teacher alike."""
+@dataclass(frozen=True)
+class Signature:
+    """What a model or a teacher can give, known before it is built with weights, trained or loaded."""
 
-    provides: frozenset[str]  # the fields of Outputs that it can give
-    width: int  # D of pooled, and of hidden where it is provided
-    depth: int  # layers: hidden has depth + 1 entries
-    heads: int  # 0 without attention
-    vocabulary: int  # rows of the embedding table: token ids lie below
-    embedding_width: int  # E of embeddings and of hidden[0]; 0 where neither is provided
+    fields: frozenset[str]  # of Outputs
+    width: int = 0  # D of pooled, and of hidden from layer 1 on unless ``widths`` says otherwise
+    depth: int = 0  # layers: hidden has depth + 1 entries
+    heads: int = 0  # 0 without attention
+    embedding_width: int = 0  # E of embeddings and of hidden[0]; 0 where neither is given
+    vocabulary: int | None = None  # rows of the embedding table: token ids lie below; None where inputs are no ids
+    classes: tuple[str, ...] | None = None  # names of the logits, in their order, where they are known
+    widths: tuple[int, ...] | None = None  # of each hidden state, where layers differ
+    layout: str = "tokens"  # of hidden states: tokens [B, T, D], or map [B, D, H, W]
+    name: str = "the model"  # in messages
+    recorded: bool = False  # a teacher of which no more is there than was recorded
+    members: tuple[Signature, ...] | None = None  # of an ensemble
+
+    def width_of(self, layer: int) -> int:
+        """D of hidden[layer]."""
+        if self.widths is not None:
+            return self.widths[layer]
+        return self.width if layer else self.embedding_width
+
+
+class Model(Protocol):
+    """An ``nn.Module`` that reads a batch's inputs; student or teacher alike. ``models.model.TextModel`` is the base."""
+
+    signature: Signature
     config: dict[str, Any]  # plain constructor arguments, enough to build it again
 
     def __call__(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs: ...
 
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Look at the labelled training rows once, before training."""
 
-@runtime_checkable
+    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
+        """Start from word vectors [V, E] where ``known`` [V] says; UserError without a table of them."""
+
+
 class Teacher(Protocol):
     """Whatever answers a batch like a frozen model: live, recorded, an ensemble."""
 
     @property
-    def provides(self) -> frozenset[str]: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def embedding_width(self) -> int: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
+    def signature(self) -> Signature: ...
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs: ...
 
@@ -108,9 +123,9 @@ class Teacher(Protocol):
 
 def check_needs(model: Model, needs: frozenset[str]) -> None:
     """Raise ValueError where a model is asked for a field that it does not provide."""
-    missing = needs - model.provides
-    if missing:
+    fields = model.signature.fields
+    if missing := needs - fields:
         raise ValueError(
             f"{type(model).__name__} does not provide {', '.join(sorted(missing))}; it provides "
-            f"{', '.join(sorted(model.provides))}"
+            f"{', '.join(sorted(fields))}"
         )

@@ -28,10 +28,7 @@ class CalibratedTeacher:
         if not (temperature > 0 and math.isfinite(temperature)):
             raise UserError(f"teacher.temperature must be above 0, not {temperature}")
         self.teacher, self.temperature = teacher, temperature
-        self.members = getattr(teacher, "members", None)
-        self.classes, self.provides = teacher.classes, teacher.provides
-        self.width, self.depth, self.heads = teacher.width, teacher.depth, teacher.heads
-        self.embedding_width = teacher.embedding_width
+        self.signature = teacher.signature
 
     def to(self, device: torch.device | str) -> Teacher:
         self.teacher.to(device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError, choices
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens
 from kdresearch.teachers.ensemble import AVERAGES
 
 
@@ -29,18 +29,17 @@ class CrossFittedTeacher:
         UserError: an unknown average, models that do not fit each other, or a row that every model has seen.
     """
 
-    provides = LOGITS
-    width = depth = heads = embedding_width = 0
-
     def __init__(self, models: Sequence[Teacher], seen: Tensor, average: str = "probabilities") -> None:
         if average not in AVERAGES:
             raise UserError(f"teacher.average: {choices(average, AVERAGES)}")
-        if len(models) < 2 or len({model.classes for model in models}) > 1:
-            raise UserError(f"teacher.folds: needs models of the same classes, not {[each.classes for each in models]}")
+        names = [model.signature.classes for model in models]
+        if len(models) < 2 or len(set(names)) > 1:
+            raise UserError(f"teacher.folds: needs models of the same classes, not {names}")
         if seen.shape[1:] != (len(models),) or seen.all(1).any():
             raise UserError("teacher.folds: there are rows that every model was trained on")
-        self.models, self.average, self.classes = list(models), average, models[0].classes
-        self._asked = ~seen
+        self.models, self.average = list(models), average
+        self._unseen = ~seen
+        self.signature = Signature(LOGITS, classes=names[0], name=type(self).__name__, recorded=True)
 
     def to(self, device: torch.device | str) -> Teacher:
         for model in self.models:
@@ -51,16 +50,17 @@ class CrossFittedTeacher:
         if needs - LOGITS:
             raise ValueError(f"a cross-fitted teacher gives logits, not {', '.join(sorted(needs - LOGITS))}")
         device, mean_of_logits = batch.index.device, self.average == "logits"
-        asked = self._asked[batch.index.cpu()]  # [B, k]
-        told = torch.full((*asked.shape, len(self.classes)), 0.0 if mean_of_logits else -torch.inf, device=device)
+        unseen = self._unseen[batch.index.cpu()]  # [B, k]
+        classes = len(self.signature.classes or ())
+        scores = torch.full((*unseen.shape, classes), 0.0 if mean_of_logits else -torch.inf, device=device)
         for number, model in enumerate(self.models):
-            rows = asked[:, number].nonzero()[:, 0].to(device)
+            rows = unseen[:, number].nonzero()[:, 0].to(device)
             if len(rows):
                 logits = model(_part(batch, rows), LOGITS).logits
                 assert logits is not None
-                told[rows, number] = logits if mean_of_logits else F.log_softmax(logits, 1)
-        count = asked.sum(1, keepdim=True).to(device)
-        return Outputs(logits=told.sum(1) / count if mean_of_logits else told.logsumexp(1) - count.log())
+                scores[rows, number] = logits if mean_of_logits else F.log_softmax(logits, 1)
+        count = unseen.sum(1, keepdim=True).to(device)
+        return Outputs(logits=scores.sum(1) / count if mean_of_logits else scores.logsumexp(1) - count.log())
 
 
 def _part(batch: Batch, rows: Tensor) -> Batch:

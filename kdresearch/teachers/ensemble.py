@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError, choices
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher
 
 AVERAGES = ("probabilities", "logits")
+
+
+def check_weights(weights: Sequence[float] | None, members: int) -> list[float]:
+    """Each member's share, which add up to 1; UserError unless there is one positive number for each."""
+    share = torch.tensor([1.0] * members if weights is None else [float(weight) for weight in weights])
+    if len(share) != members or (share <= 0).any():
+        raise UserError(f"teacher.weights: needs one positive number for each of {members} members, not {weights}")
+    return (share / share.sum()).tolist()
+
+
+def check_classes(
+    teacher: Sequence[str], classes: Sequence[str], class_map: Mapping[str, str] | None = None
+) -> list[str]:
+    """The student's class for each of the teacher's.
+
+    Args:
+        class_map: by the teacher's names; None wants the same names, in any order.
+
+    Raises:
+        UserError: names that do not match, naming both sides.
+    """
+    named = {str(name): str(target) for name, target in class_map.items()} if class_map else {}
+    target = [named.get(name, name) for name in teacher]
+    for name, mapped in zip(teacher, target, strict=True):
+        if mapped not in classes:
+            raise UserError(
+                f"the teacher's classes ({', '.join(teacher)}) do not match the data's "
+                f"({', '.join(classes)}): teacher.class_map gives no class for {name!r}"
+            )
+    if set(target) != set(classes):
+        raise UserError(f"no class of the teacher stands for {', '.join(sorted(set(classes) - set(target)))}")
+    for name in named:
+        if name not in teacher:
+            raise UserError(f"teacher.class_map: {choices(name, teacher)}")
+    return target
 
 
 class EnsembleTeacher:
@@ -23,9 +59,6 @@ class EnsembleTeacher:
         weights: one positive number each; None weighs them alike.
     """
 
-    provides = LOGITS
-    width = depth = heads = embedding_width = 0
-
     def __init__(
         self, members: Sequence[Teacher], average: str = "probabilities", weights: Sequence[float] | None = None
     ) -> None:
@@ -33,15 +66,18 @@ class EnsembleTeacher:
             raise UserError(f"teacher.average: {choices(average, AVERAGES)}")
         if not members:
             raise UserError("teacher.members: an ensemble needs at least one")
-        if len({member.classes for member in members}) > 1:
-            raise UserError(f"teacher.members: different classes: {[member.classes for member in members]}")
-        share = torch.tensor([1.0] * len(members) if weights is None else [float(weight) for weight in weights])
-        if len(share) != len(members) or (share <= 0).any():
-            raise UserError(
-                f"teacher.weights: needs one positive number for each of {len(members)} members, not {weights}"
-            )
-        self.members, self.average, self.classes = list(members), average, members[0].classes
-        self.share = (share / share.sum()).tolist()
+        names = [member.signature.classes for member in members]
+        if len(set(names)) > 1:
+            raise UserError(f"teacher.members: different classes: {names}")
+        self.members, self.average = list(members), average
+        self.share = check_weights(weights, len(members))
+        self.signature = Signature(
+            LOGITS,
+            classes=names[0],
+            name=type(self).__name__,
+            recorded=any(member.signature.recorded for member in members),
+            members=tuple(member.signature for member in members),
+        )
 
     def to(self, device: torch.device | str) -> Teacher:
         for member in self.members:
@@ -49,7 +85,7 @@ class EnsembleTeacher:
         return self
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
-        answers = [member(batch, LOGITS | (needs & member.provides)) for member in self.members]
+        answers = [member(batch, LOGITS | (needs & member.signature.fields)) for member in self.members]
         logits = self.combine([_logits(answer) for answer in answers])
         return Outputs(logits=logits, members=tuple(answers))
 
@@ -77,35 +113,23 @@ class MappedTeacher:
     """
 
     def __init__(self, teacher: Teacher, classes: tuple[str, ...], class_map: Mapping[str, str] | None = None) -> None:
-        self.teacher, self.classes = teacher, tuple(classes)
-        self.width, self.depth, self.heads = teacher.width, teacher.depth, teacher.heads
-        self.embedding_width = teacher.embedding_width
-        named = {str(own): str(target) for own, target in class_map.items()} if class_map else {}
-        target = [named.get(own, own) for own in teacher.classes]
-        for own, name in zip(teacher.classes, target, strict=True):
-            if name not in classes:
-                raise UserError(
-                    f"the teacher's classes ({', '.join(teacher.classes)}) do not match the data's "
-                    f"({', '.join(classes)}): teacher.class_map gives no class for {own!r}"
-                )
-        if set(target) != set(classes):
-            raise UserError(f"no class of the teacher stands for {', '.join(sorted(set(classes) - set(target)))}")
-        for own in named:
-            if own not in teacher.classes:
-                raise UserError(f"teacher.class_map: {choices(own, teacher.classes)}")
+        self.teacher = teacher
+        names = teacher.signature.classes or ()
+        target = check_classes(names, classes, class_map)
         # [C_student, C_teacher]: 0 where a class of the teacher counts, -inf elsewhere
         member = torch.tensor([[name == each for name in target] for each in classes])
         self._member = torch.zeros(member.shape).masked_fill(~member, -torch.inf)
         self._order = [target.index(name) for name in classes] if len(target) == len(classes) else None
         # Where classes are merged, the one predicted here may be another than the one that the teacher predicts.
-        self.provides = teacher.provides - (set() if self._order else {"sensitivity"})
+        fields = teacher.signature.fields - (set() if self._order else {"sensitivity"})
+        self.signature = replace(teacher.signature, fields=fields, classes=tuple(classes))
 
     def to(self, device: torch.device | str) -> Teacher:
         self.teacher.to(device)
         return self
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
-        if "sensitivity" in needs - self.provides:
+        if "sensitivity" in needs - self.signature.fields:
             raise ValueError("a teacher of which classes are merged does not provide sensitivity")
         answer = self.teacher(batch, needs)
         return answer if answer.logits is None else answer._replace(logits=self.map(answer.logits))

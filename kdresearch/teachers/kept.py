@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ class KeptTeacher:
         batch_size: int = 32,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.classes, self.provides = live.classes, needs
-        self.width, self.depth, self.heads = live.width, live.depth, live.heads
-        self.embedding_width = live.embedding_width
+        self.signature = replace(live.signature, fields=needs)
         index = np.sort(index)
         self._row = np.full(len(corpus), -1, np.int64)
         self._row[index] = np.arange(len(index))
@@ -162,7 +161,7 @@ def _shape(field: str, leaf: Tensor, live: LiveTeacher) -> list[Any]:
     if field in ("hidden", "qkv", "sensitivity", "embeddings"):
         shape[0] = _TOKENS
     if field == "attention":
-        pools = live.heads == 1 and "qkv" not in live.provides  # one query, whatever the number of tokens
+        pools = live.signature.heads == 1 and "qkv" not in live.signature.fields  # one query, whatever the number of tokens
         shape[1:] = [1 if pools else _TOKENS, _TOKENS]
     return shape
 

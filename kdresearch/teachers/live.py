@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kdresearch.errors import UserError, choices
 from kdresearch.package import Package
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens
 
 PRECISIONS = ("32", "bf16")
+
+
+def teacher_signature(model: Signature, classes: tuple[str, ...]) -> Signature:
+    """That of a model which runs as a teacher: what it gives, and ``sensitivity`` where it gives ``embeddings``."""
+    more = {"sensitivity"} if "embeddings" in model.fields else set()
+    return replace(model, fields=model.fields | more, classes=tuple(classes))
 
 
 class LiveTeacher:
@@ -29,13 +36,11 @@ class LiveTeacher:
     def __init__(self, package: Package, precision: str = "32") -> None:
         if precision not in PRECISIONS:
             raise UserError(f"teacher.precision: {choices(precision, PRECISIONS)}")
-        self.model, self.classes = package.model, package.classes
+        self.model = package.model
         self.model.eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.precision = precision
         self.device = torch.device("cpu")
-        self.provides = self.model.provides | ({"sensitivity"} if "embeddings" in self.model.provides else set())
-        self.width, self.depth, self.heads = self.model.width, self.model.depth, self.model.heads
-        self.embedding_width = self.model.embedding_width
+        self.signature = teacher_signature(self.model.signature, package.classes)
 
     def to(self, device: torch.device | str) -> Teacher:
         self.device = torch.device(device)

@@ -18,7 +18,7 @@ from kdresearch.artifacts import Store, digest
 from kdresearch.data.corpus import Corpus
 from kdresearch.data.encoding import pad
 from kdresearch.package import Package
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher
 from kdresearch.teachers.live import LiveTeacher
 
 FORMAT = 1
@@ -70,7 +70,7 @@ def _record_missing(
     batch_size: int,
     say: Callable[[str], None],
 ) -> None:
-    needs = LOGITS | (teacher.provides & {"pooled"})
+    needs = LOGITS | (teacher.signature.fields & {"pooled"})
     started, done = time.perf_counter(), 0
     for first in range(0, len(missing), PIECE):
         rows = missing[first : first + PIECE]
@@ -81,7 +81,7 @@ def _record_missing(
             ids, lengths = package.tokenizer.encode(texts)
             tokens = np.split(ids, np.cumsum(lengths)[:-1])
             logits = np.empty((len(rows), len(package.classes)), np.float32)
-            pooled = np.empty((len(rows), teacher.width), np.float16) if "pooled" in needs else None
+            pooled = np.empty((len(rows), teacher.signature.width), np.float16) if "pooled" in needs else None
             order, longest = np.argsort(lengths, kind="stable"), int(lengths.max())
             for place in range(0, len(order), batch_size):
                 chosen = order[place : place + batch_size]
@@ -127,10 +127,7 @@ class RecordedTeacher:
         KeyError: asked about a row that was not recorded.
     """
 
-    depth = heads = embedding_width = 0
-
     def __init__(self, pieces: list[Path], corpus: Corpus, index: np.ndarray, classes: tuple[str, ...]) -> None:
-        self.classes = classes
         digests = [np.load(piece / "digests.npy") for piece in pieces]
         known = np.concatenate([np.empty(0, np.uint64), *digests])
         wanted = corpus.digests(index)
@@ -147,8 +144,13 @@ class RecordedTeacher:
         self._pooled = [
             np.load(piece / "pooled.npy", mmap_mode="r") for piece in pieces if (piece / "pooled.npy").exists()
         ]
-        self.provides = LOGITS | ({"pooled"} if self._pooled else set())
-        self.width = int(self._pooled[0].shape[1]) if self._pooled else 0
+        self.signature = Signature(
+            LOGITS | ({"pooled"} if self._pooled else set()),
+            width=int(self._pooled[0].shape[1]) if self._pooled else 0,
+            classes=tuple(classes),
+            name="the recorded teacher",
+            recorded=True,
+        )
 
     def to(self, device: torch.device | str) -> Teacher:
         return self
@@ -164,7 +166,7 @@ class RecordedTeacher:
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         """Pooled vectors [N, D] float32 of rows."""
-        found = np.empty((len(rows), self.width), np.float32)
+        found = np.empty((len(rows), self.signature.width), np.float32)
         piece = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(piece):
             here = piece == number

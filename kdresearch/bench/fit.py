@@ -1,0 +1,136 @@
+"""Training a student: the Trainer, its checkpoints, and going on where a killed run stopped."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from kdresearch.bench.components import Component
+from kdresearch.bench.context import Context
+from kdresearch.bench.plan import Plan
+from kdresearch.bench.resume import RandomState, StopAfter
+from kdresearch.data.datamodule import TextDataModule
+from kdresearch.errors import UserError, choices
+from kdresearch.evaluation.task import CLASSIFICATION
+from kdresearch.strategies.distiller import Distiller
+
+_FIXED = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How long a training was, and which epoch is kept (from 1)."""
+
+    updates: int
+    best_epoch: int
+
+
+def check_training(plan: Plan) -> None:
+    """Raise UserError for trainer and selection settings that make no sense, before anything is paid for."""
+    trainer, selection, monitors = plan.trainer, plan.selection, CLASSIFICATION.monitors
+    if str(trainer.get("precision", "")).startswith("16") and trainer.get("accelerator") == "cpu":
+        raise UserError("trainer.precision=16-mixed needs a GPU: on a CPU use 32-true or bf16-mixed")
+    if selection.mode not in ("min", "max"):
+        raise UserError(f"selection.mode: {choices(selection.mode, ('min', 'max'))}")
+    if selection.stop_after is not None and selection.stop_after < 1:
+        raise UserError(f"selection.stop_after must be at least 1, not {selection.stop_after}")
+    if selection.monitor not in monitors:
+        raise UserError(f"selection.monitor: {choices(selection.monitor, monitors)}")
+    _trainer(plan, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
+
+
+def fit(
+    plan: Plan,
+    module: Distiller,
+    data: TextDataModule,
+    folder: Path,
+    loggers: Sequence[Logger],
+    resumed: Path | None,
+    context: Context,
+) -> Fitted:
+    """Train the module; it ends with the weights of the epoch that is kept.
+
+    Args:
+        folder: of the run; ``checkpoints/`` in it is this training's.
+        resumed: the checkpoint to go on from; None starts anew.
+    """
+    checkpoints = folder / "checkpoints"
+    best, last = _checkpoints(plan, checkpoints)
+    callbacks = _callbacks(plan, context)
+    trainer = _trainer(
+        plan,
+        callbacks=[best, last, RandomState(), LearningRateMonitor("step"), *callbacks],
+        logger=list(loggers),
+        default_root_dir=str(folder),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+    if resumed is None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    else:
+        context.say(f"going on from {resumed}")
+    torch.manual_seed(plan.seeds.init)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not walk it at every step
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    finally:
+        gc.unfreeze()  # else a sweep in one process would keep every job's models
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    for checkpoint, name in ((best, "best.ckpt"), (last, "last.ckpt")):
+        if not checkpoint.best_model_path:  # max_steps came before the first validation: the end is all there is
+            trainer.save_checkpoint(checkpoints / name)
+    return _load_best(module, checkpoints, trainer.global_step)
+
+
+def _load_best(module: Distiller, checkpoints: Path, steps: int) -> Fitted:
+    best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    # Under ddp_spawn and ddp_fork the updates were counted in other processes.
+    return Fitted(max(steps, int(last["global_step"])), int(best["epoch"]) + 1)
+
+
+def _checkpoints(plan: Plan, folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """What keeps the best epoch, and what keeps the last one to go on from."""
+    monitor, mode = plan.selection.monitor, plan.selection.mode
+    if plan.selection.stop_after is not None:
+        monitor, mode = "epoch", "max"  # the last one is the best
+    settings: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **settings)
+    return best, ModelCheckpoint(filename="last", every_n_train_steps=plan.checkpoint_every, **settings)
+
+
+def _callbacks(plan: Plan, context: Context) -> list[Callback]:
+    selection = plan.selection
+    callbacks = [context.progress(), *_own_callbacks(plan)]
+    if selection.stop_after is not None:
+        callbacks.append(StopAfter(selection.stop_after))
+    if selection.patience is not None:
+        callbacks.append(EarlyStopping(selection.monitor, mode=selection.mode, patience=selection.patience))
+    return callbacks
+
+
+def _own_callbacks(plan: Plan) -> list[Callback]:
+    """Those that the plan's trainer names: components, in a list or by name."""
+    named = plan.trainer.get("callbacks") or []
+    nodes = named.values() if isinstance(named, dict) else named
+    return [Component.of(node).build("trainer.callbacks") for node in nodes]
+
+
+def _trainer(plan: Plan, **arguments: Any) -> pl.Trainer:
+    settings = {name: value for name, value in plan.trainer.items() if name != "callbacks"}
+    try:
+        return pl.Trainer(**(_FIXED | settings | arguments))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {error}") from error

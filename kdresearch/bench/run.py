@@ -1,0 +1,319 @@
+"""A run from its plan to its record: a handful of phases, each made of what the ones before it gave."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
+
+from kdresearch import __version__, package
+from kdresearch.bench.context import Context, prepare_process, teacher_device
+from kdresearch.bench.data import describe_data, open_data
+from kdresearch.bench.evaluate import Scores, evaluate, measure_cost
+from kdresearch.bench.fit import Fitted, check_training, fit
+from kdresearch.bench.knowledge import Knowledge, obtain_knowledge
+from kdresearch.bench.loggers import CurveLogger
+from kdresearch.bench.plan import Plan
+from kdresearch.bench.record import Record
+from kdresearch.bench.samples import add_samples, build_generator, filter_by_teacher
+from kdresearch.bench.schema import METRICS, PREDICTIONS, write_json, write_predictions
+from kdresearch.bench.settings import resolve_settings
+from kdresearch.bench.start import check_start, start_student
+from kdresearch.bench.teacher import TeacherPackages, check_teacher, obtain_teacher, promise_teacher
+from kdresearch.data.datamodule import TextDataModule
+from kdresearch.errors import UserError
+from kdresearch.evaluation.efficiency import directory_bytes, parameters
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.generative import GenerativeDistiller
+from kdresearch.structures import RECORDED, SAME, Model, Reading, Signature, Teacher
+
+MakeLoggers = Callable[[Record], list[Logger]]
+"""Further places where curves go, beside metrics.csv in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a run before anything is paid for."""
+
+    needs: frozenset[str]  # fields of the teacher
+    live: bool  # whether it runs beside the student
+    token_level: bool  # whether its tokens are compared with the student's
+    filtered: bool  # whether it filters the pseudo-samples
+
+
+def run(
+    plan: Plan, folder: Path, context: Context | None = None, make_loggers: MakeLoggers = lambda record: []
+) -> Record:
+    """Train and evaluate one plan; ``folder`` then holds its whole record.
+
+    Raises:
+        UserError: whatever cannot be; told before compute is spent where that can be known.
+    """
+    context = context or Context()
+    prepare_process(plan)
+    check_training(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(plan, folder, sys.argv[1:])
+    try:
+        _run(plan, record, context, make_loggers)
+    except BaseException as error:
+        record.write(status="interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        raise
+    record.write(status="finished")
+    return record
+
+
+def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> None:
+    phases = record.phases
+    with phases("data"):
+        data = prepare_data(plan, record, context)
+    checked = check_signatures(plan, data, context)
+    record.identify(resolve_settings(plan, context))
+    with phases("generate"):
+        make_pseudo_samples(plan, data, record, context)
+    with phases("teacher"):
+        packages = find_teacher(plan, record, context)
+    with phases("knowledge"):
+        knowledge = record_knowledge(plan, packages, data, checked, record, context)
+    with phases("student"):
+        module = build_student(plan, packages, knowledge, data, context)
+    with phases("fit"):
+        fitted = train(plan, module, data, record, make_loggers, context)
+    record.facts |= {"updates": fitted.updates, "best_epoch": fitted.best_epoch}
+    with phases("evaluate"):
+        scores = evaluate(plan, module, data, knowledge)
+        write_results(plan, module, data, scores, record, context)
+
+
+def prepare_data(plan: Plan, record: Record, context: Context) -> TextDataModule:
+    """Read, carve and encode the rows, and say what was done to them."""
+    data = open_data(plan, context).prepare()
+    facts = record.facts["data"] = describe_data(data)
+    context.say(f"{record.name}: " + ", ".join(f"{n:,} {name}" for name, n in facts["counts"].items() if n))
+    if sum(facts["duplicates_dropped"].values()):
+        dropped = ", ".join(f"{n:,} {name}" for name, n in facts["duplicates_dropped"].items() if n)
+        context.say(f"duplicates dropped from training: {dropped}")
+    return data
+
+
+def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Checked:
+    """Build everything once around a teacher that is only promised: what cannot be is refused before it is paid for."""
+    promised: Signature | None = None
+    reading = SAME
+    if plan.teacher is not None:
+        check_teacher(plan.teacher)
+        promised, reading = promise_teacher(plan, data.tokenizer, data.classes, context)
+    student = build_model(plan, data)
+    module = build_strategy(plan, student, data, None if promised is None else Promise(promised), reading)
+    check_start(plan, student, data)
+    filtered = _check_unlabelled(plan, module, data)
+    live = plan.teacher is not None and (plan.teacher.mode == "live" or not module.teacher_needs <= RECORDED)
+    return Checked(module.teacher_needs, live, module.compares_tokens, filtered)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A teacher that is not there yet: its signature stands for it."""
+
+    signature: Signature
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> Teacher:
+        return self
+
+
+def make_pseudo_samples(plan: Plan, data: TextDataModule, record: Record, context: Context) -> None:
+    """Add the generator's samples to what is trained on."""
+    if plan.samples is not None:
+        record.facts["generation"] = add_samples(plan, plan.samples, data, context)
+
+
+def find_teacher(plan: Plan, record: Record, context: Context) -> TeacherPackages | None:
+    """The teacher's packages, trained where the store lacks them; None without a teacher."""
+    if plan.teacher is None:
+        return None
+    packages = obtain_teacher(plan.teacher, context, run)
+    prepare_process(plan)  # training one may have changed it
+    record.facts["teacher"] = packages.facts
+    return packages
+
+
+def record_knowledge(
+    plan: Plan,
+    packages: TeacherPackages | None,
+    data: TextDataModule,
+    checked: Checked,
+    record: Record,
+    context: Context,
+) -> Knowledge | None:
+    """What the teacher says of the rows; None where nothing in the training asks it."""
+    if packages is None or not checked.needs:
+        return None
+
+    def obtain(live: bool) -> Knowledge:
+        return obtain_knowledge(
+            plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
+        )
+
+    knowledge = obtain(live=checked.live and not checked.filtered)
+    if checked.filtered:
+        assert plan.samples is not None
+        filter_by_teacher(plan.samples, data, knowledge.evaluation, record.facts["generation"], context)
+        knowledge = obtain(live=True) if checked.live else knowledge
+    if plan.samples is not None:
+        record.facts["data"]["counts"]["generated"] = len(data.split.generated)
+    return knowledge
+
+
+def build_student(
+    plan: Plan,
+    packages: TeacherPackages | None,
+    knowledge: Knowledge | None,
+    data: TextDataModule,
+    context: Context,
+) -> Distiller:
+    """The student as it starts, in the strategy that trains it."""
+    pl.seed_everything(plan.seeds.init, workers=True, verbose=False)
+    student = build_model(plan, data)
+    look_at_data(student, data)
+    if plan.start.source is not None:
+        assert packages is not None
+        start_student(plan, student, data, packages.folders[0], context)
+    teacher, reading = (None, SAME) if knowledge is None else (knowledge.training, knowledge.reading)
+    module = build_strategy(plan, student, data, teacher, reading)
+    for peer in module.peer_models:
+        look_at_data(peer, data)
+    return module
+
+
+def train(
+    plan: Plan,
+    module: Distiller,
+    data: TextDataModule,
+    record: Record,
+    make_loggers: MakeLoggers,
+    context: Context,
+) -> Fitted:
+    """Fit the student, with its curves in metrics.csv and wherever else."""
+    resumed = record.checkpoint_to_resume()
+    loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
+    record.write(status="running")
+    return fit(plan, module, data, record.folder, loggers, resumed, context)
+
+
+def write_results(
+    plan: Plan, module: Distiller, data: TextDataModule, scores: Scores, record: Record, context: Context
+) -> None:
+    """Predictions, the student's package, metrics."""
+    folder, facts = record.folder, record.facts
+    write_predictions(folder / PREDICTIONS, scores.predictions)
+    if scores.members is not None:
+        facts["teacher"]["members_test_accuracy"] = scores.members
+    student = module.student.cpu().eval()
+    shutil.rmtree(folder / "student", ignore_errors=True)
+    about = {"run": record.name, "data": facts["data"], "teacher": facts["teacher"], "kdresearch": __version__}
+    package.save(folder / "student", student, data.tokenizer, data.classes, about)
+    sizes = parameters(student)
+    facts["student"] = {
+        "parameters": sizes["total"],
+        "parameters_without_embeddings": sizes["without_embeddings"],
+        "bytes": directory_bytes(folder / "student"),
+        "fingerprint": package.fingerprint(folder / "student"),
+    }
+    record.metrics = scores.metrics | measure_cost(plan, student, data)
+    write_json(folder / METRICS, record.metrics)
+    context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {folder}")
+
+
+def summary(record: Record, headline: str) -> str:
+    """The run's main score, and its teacher's, in a line."""
+    metrics = record.metrics
+    part = "test" if f"test/{headline}" in metrics else "val"
+    told = f"{record.name}: {'test' if part == 'test' else 'validation'} {headline} {metrics[f'{part}/{headline}']:.4f}"
+    if f"{part}/agreement" in metrics:
+        teacher, agreement = metrics[f"teacher/{part}_{headline}"], metrics[f"{part}/agreement"]
+        told += f" (teacher {teacher:.4f}, agreement {agreement:.4f})"
+    return told
+
+
+# Parts
+
+
+def build_model(plan: Plan, data: TextDataModule) -> Model:
+    """A fresh student for the data's vocabulary and classes."""
+    model: Model = plan.student.model.build(
+        "student.model", vocabulary=data.tokenizer.size, classes=len(data.classes)
+    )
+    return model
+
+
+def build_strategy(
+    plan: Plan, student: Model, data: TextDataModule, teacher: Teacher | None, reading: Reading
+) -> Distiller:
+    """The strategy around a student and a teacher; UserError for what does not fit."""
+    optimizer, scheduler = plan.optimizer.partial("optimizer"), None
+    trial = optimizer([torch.nn.Parameter(torch.zeros(1))])  # both refuse early
+    if plan.scheduler is not None:
+        scheduler = plan.scheduler.partial("scheduler")
+        scheduler(trial, 1)
+    module: Distiller = plan.strategy.build(
+        "strategy",
+        student=student,
+        classes=data.classes,
+        teacher=teacher,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        head_lr_scale=plan.student.training.get("head_lr_scale", 1.0),
+        reading=reading,
+        batch_size=plan.student.training["batch_size"],
+        telemetry_every=plan.telemetry_every,
+    )
+    return module
+
+
+def look_at_data(student: Model, data: TextDataModule) -> None:
+    """What a model wants to see before it is trained: n-gram counts, word vectors."""
+    student.prepare(data.training_batches())
+    vectors = data.tokenizer.vectors()
+    if vectors is not None:
+        student.load_vectors(*vectors)
+
+
+def _check_unlabelled(plan: Plan, module: Distiller, data: TextDataModule) -> bool:
+    """Refuse rows without labels where they teach nothing; whether the teacher is to filter pseudo-samples."""
+    samples, options = plan.samples, plan.options
+    added = {
+        "data.transfer": plan.data.carving.get("transfer", "none") if len(data.split.transfer) else "none",
+        "generator": "none" if samples is None else samples.name or "NAME",
+    }
+    added = {name: option for name, option in added.items() if option != "none"}
+    if added and not module.learns_from_unlabelled:
+        raise UserError(
+            f"{' and '.join(f'{name}={option}' for name, option in added.items())} adds rows without labels, and "
+            f"{type(module).__name__} learns from labels only: choose a strategy with a teacher, or "
+            f"{' '.join(f'{name}=none' for name in added)}"
+        )
+    if samples is None:
+        if isinstance(module, GenerativeDistiller) and not added:
+            raise UserError(
+                f"strategy={options.get('strategy', 'generative')} learns from rows without labels, and generator=none "
+                "makes none: choose one with generator=NAME, or the data's own with data.transfer=unlabelled"
+            )
+        data.mixture(0)  # refuses
+        return False
+    filtered = build_generator(plan, samples)[1].ask_teacher
+    if filtered and plan.teacher is None:
+        raise UserError(
+            "generator.filters: confidence and entropy are a teacher's, and "
+            f"strategy={options.get('strategy', type(module).__name__)} has none"
+        )
+    return filtered

@@ -1,0 +1,81 @@
+"""What a run leaves on disk, and the one module that writes and reads it: run.json, metrics.json, predictions.parquet."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+SCHEMA = 2
+"""Of run.json: 1 (before it said so) had cells of typed words; 2 has resolved settings and their two digests."""
+
+RUN, METRICS, PREDICTIONS = "run.json", "metrics.json", "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class SplitPredictions:
+    """The outputs for the rows of one split."""
+
+    name: str
+    ids: Sequence[str]
+    label: Tensor  # [N] int64
+    student: Tensor  # [N, C] logits
+    teacher: Tensor | None  # [N, C] logits
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file by JSON, whole or not at all; numbers that JSON lacks become null."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False))
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds; an empty one where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_predictions(path: Path, splits: Sequence[SplitPredictions]) -> None:
+    """Write ``predictions.parquet``, with a checksum for each page: split, id, label, student and teacher logits."""
+    partial = path.with_name(f".{path.name}.partial")
+    table = pa.concat_tables([_table(split) for split in splits])
+    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    os.replace(partial, path)
+
+
+def _table(split: SplitPredictions) -> pa.Table:
+    missing = pa.nulls(len(split.ids), pa.list_(pa.float32()))
+    columns = {
+        "split": pa.array([split.name] * len(split.ids), pa.string()),
+        "id": pa.array(split.ids, pa.string()),
+        "label": pa.array(split.label.numpy(), pa.int64()),
+        "student_logits": _rows(split.student),
+        "teacher_logits": missing if split.teacher is None else _rows(split.teacher),
+    }
+    return pa.table(columns)
+
+
+def _rows(logits: Tensor) -> pa.Array:
+    values = pa.array(logits.float().contiguous().flatten().numpy(), pa.float32())
+    offsets = pa.array(range(0, logits.numel() + 1, logits.shape[1]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

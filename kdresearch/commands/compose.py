@@ -1,0 +1,348 @@
+"""From a composed configuration to the plan of a run: below this line nothing knows Hydra or OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kdresearch.bench.components import Component, imported
+from kdresearch.bench.plan import (
+    Data,
+    Evaluation,
+    Folder,
+    HubModel,
+    Plan,
+    Recipe,
+    Samples,
+    Seeds,
+    Selection,
+    Source,
+    Start,
+    Student,
+    TeacherPlan,
+)
+from kdresearch.bench.recipes import earlier_generations
+from kdresearch.errors import UserError, choices
+
+SOURCES = ("recipe", "path", "id", "members", "chain")
+CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out")
+"""The settings of ``data.split.split`` that a configuration's data have."""
+SAMPLES = frozenset({"number", "ratio", "seed", "fresh_every", "learn_from_unlabelled", "chunk", "filters"})
+"""What ``generator`` holds beside the generator's own settings; see conf/generator/options.yaml."""
+
+_READS = ("max_length", "truncation")
+_OF_A_MEMBER = ("recipe", "path", "id", "data", "epochs", "label_smoothing", *_READS)
+_OF_A_RECIPE = ("folds", "epochs", "label_smoothing")
+_LABELS_ALONE = {"transfer": "none", "transfer_limit": None}
+_ANSWERS = ("temperature", "mode", "keep", "batch_size", "average", "jobs", "folds")
+
+
+class Composition(NamedTuple):
+    """A resolved configuration, and what it was composed from."""
+
+    cfg: DictConfig
+    options: dict[str, Any]  # the option of each group
+    overrides: list[str]  # as typed
+
+
+def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
+    """The plan of a run.
+
+    Args:
+        with_teacher: whether the teacher belongs to it though nothing in the run asks one.
+
+    Raises:
+        UserError: values that are still to be given, options of the teacher that contradict each other or name nothing.
+    """
+    cfg, options = composition.cfg, composition.options
+    if missing := _missing(OmegaConf.to_container(cfg, resolve=False)):
+        raise UserError("still to be given: " + ", ".join(f"{name}=..." for name in missing))
+    content: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plan = _without_teacher(content, options, composition.overrides)
+    strategy: Any = imported(plan.strategy.target)
+    needed = strategy.needs_teacher(plan.strategy.settings)
+    if not (needed or plan.start.source is not None or with_teacher):
+        return plan  # what nobody asks is no part of the run
+    teacher = _Teachers(composition, plan).plan()
+    if teacher is None and needed:
+        raise UserError(
+            f"strategy={options['strategy']} needs a teacher, and teacher={options['teacher']} names none: choose one "
+            f"with teacher=NAME, or give {' or '.join(f'teacher.{source}=...' for source in SOURCES)}"
+        )
+    return replace(plan, teacher=teacher)
+
+
+def _without_teacher(content: dict[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
+    data, student = content["data"], content["student"]
+    return Plan(
+        data=Data(
+            Component.of(data["source"]),
+            {name: data[name] for name in CARVING if name in data},
+            data["transfer_share"],
+            str(options["data"]),
+        ),
+        student=Student(
+            Component.of(student["model"]),
+            Component.of(student["tokenizer"]),
+            student["training"],
+            str(options["student"]),
+        ),
+        strategy=Component.of(content["strategy"]),
+        optimizer=Component.of(content["optimizer"]),
+        scheduler=Component.of(content["scheduler"]),
+        samples=_samples(content["generator"], str(options["generator"])),
+        trainer=content["trainer"],
+        start=Start(content["start"]["from"], content["start"]["layers"]),
+        selection=Selection(**content["selection"]),
+        seeds=Seeds(**content["seeds"]),
+        evaluation=Evaluation(**content["evaluation"]),
+        options={kind: str(option) for kind, option in options.items()},
+        overrides=tuple(overrides),
+        tags=tuple(content["tags"]),
+        **{
+            name: content[name]
+            for name in ("name", "study", "threads", "resume", "telemetry_every", "checkpoint_every")
+        },
+    )
+
+
+def _samples(generator: dict[str, Any], name: str) -> Samples | None:
+    if "_target_" not in generator:
+        return None
+    settings = {key: value for key, value in generator.items() if key in SAMPLES and key != "filters"}
+    maker = {key: value for key, value in generator.items() if key not in SAMPLES}
+    return Samples(Component.of(maker), Component.of(generator["filters"]), name=name, **settings)
+
+
+def _missing(node: Any, path: str = "") -> list[str]:
+    """Paths of the values that are still ``???``."""
+    if isinstance(node, dict):
+        return [name for key, each in node.items() for name in _missing(each, f"{path}.{key}" if path else str(key))]
+    return [path] if node == "???" else []
+
+
+class _Teachers:
+    """Where a configuration's teacher comes from: its own words, and the strategy's, which may bring teachers."""
+
+    def __init__(self, composition: Composition, plan: Plan) -> None:
+        self.cfg, self.options, _ = composition
+        self.teacher: dict[str, Any] = OmegaConf.to_container(self.cfg.teacher, resolve=True)  # type: ignore[assignment]
+        self.plan_without = plan
+        strategy: Any = imported(plan.strategy.target)
+        self.settings = plan.strategy.settings
+        self.generations = strategy.generations_before(self.settings)
+        self.assistants = strategy.assistants_between(self.settings)
+
+    def plan(self) -> TeacherPlan | None:
+        """The teacher's plan; None where nothing names one."""
+        self._check()
+        teacher = self.teacher
+        base = TeacherPlan(
+            weights=tuple(teacher["weights"]) if isinstance(teacher["weights"], list) else teacher["weights"],
+            precision=str(teacher["precision"]),
+            class_map=teacher["class_map"],
+            name=str(self.options["teacher"]),
+            **{name: teacher[name] for name in _ANSWERS},
+        )
+        if self.generations:
+            return replace(base, chain=self._generations())
+        given = [name for name in SOURCES if teacher[name] is not None]
+        chain: list[Recipe] = []
+        if teacher["chain"] is not None:
+            chain += self._links("teacher.chain", teacher["chain"], first_is_taught=False)
+        if self.assistants is not None:
+            chain += self._links("strategy.assistants", self.assistants, first_is_taught=True)
+        if not given:
+            return None
+        if teacher["chain"] is not None:
+            return replace(base, chain=tuple(chain))
+        if teacher["members"] is not None:
+            members = tuple(self._source(self._member(member)) for member in teacher["members"])
+            return replace(base, members=members, ensemble=True)
+        return replace(base, members=(self._source(teacher),), chain=tuple(chain))
+
+    # What contradicts
+
+    def _check(self) -> None:
+        teacher = self.teacher
+        smoothing = teacher["label_smoothing"]
+        if smoothing is not None and not (_is_number(smoothing) and 0 <= smoothing < 1):
+            raise UserError(f"teacher.label_smoothing: a number from 0 to below 1, not {smoothing!r}")
+        epochs = teacher["epochs"]
+        if epochs is not None and not (isinstance(epochs, int) and _is_number(epochs) and epochs >= 1):
+            raise UserError(f"teacher.epochs: a whole number of at least 1, not {epochs!r}")
+        for name in _OF_A_RECIPE:
+            self._check_recipe_of(name)
+        for member in self._members():
+            _check_reads(member)
+        given = [source for source in SOURCES if teacher[source] is not None]
+        if not self.generations and len(given) > 1:
+            raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
+        if self.assistants is not None and teacher["members"] is not None:
+            raise UserError("strategy=assistant begins with one teacher: give a recipe, path, id or chain, not members")
+
+    def _check_recipe_of(self, option: str) -> None:
+        """Refuse an option of how a recipe is trained where there is none."""
+        teacher, by = self.teacher, None
+        if self.generations:
+            by = f"strategy={self.options['strategy']}"
+        elif option == "folds" and self.assistants is not None:
+            by = f"strategy={self.options['strategy']}"
+        elif teacher["chain"] is not None:
+            by = "teacher.chain"
+        elif option == "folds" and teacher["members"] is not None:
+            by = "teacher.members"
+        if teacher[option] is not None and by is not None:
+            raise UserError(f"teacher.{option} is of a teacher by one recipe, and {by} is given")
+        for member in self._members():
+            source = next((name for name in ("path", "id") if member[name] is not None), None)
+            if member[option] is not None and source is not None:
+                raise UserError(f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already")
+
+    def _members(self) -> list[dict[str, Any]]:
+        if self.teacher["members"] is None:
+            return [self.teacher]
+        return [self._member(member) for member in self.teacher["members"]]
+
+    def _member(self, member: Mapping[str, Any]) -> dict[str, Any]:
+        for key in member:
+            if key not in _OF_A_MEMBER:
+                raise UserError(f"teacher.members: {choices(key, _OF_A_MEMBER)}")
+        return self.teacher | dict.fromkeys(SOURCES) | dict(member)
+
+    # Sources
+
+    def _source(self, teacher: Mapping[str, Any]) -> Source:
+        given = [source for source in SOURCES[:3] if teacher[source] is not None]
+        if len(given) != 1:
+            raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
+        reads = {name: teacher[name] for name in _READS if teacher[name] is not None}
+        if given == ["path"]:
+            from pathlib import Path
+
+            return Folder(Path(str(teacher["path"])).expanduser(), reads)
+        if given == ["id"]:
+            return HubModel(str(teacher["id"]), reads)
+        return self._recipe(teacher)
+
+    def _recipe(self, teacher: Mapping[str, Any]) -> Recipe:
+        short = {"selection.stop_after": teacher["epochs"], "strategy.label_smoothing": teacher["label_smoothing"]}
+        overrides = [
+            *map(str, teacher["recipe"]),
+            *(f"{name}={value}" for name, value in short.items() if value is not None),
+        ]
+        data = _LABELS_ALONE | (teacher["data"] or {})
+        recipe = self._composed(_name_of(overrides), [*overrides, "teacher=none"], data)
+        epochs = recipe.plan.trainer.get("max_epochs") or 0
+        if 0 < epochs < (teacher["epochs"] or 0):
+            raise UserError(f"teacher.epochs={teacher['epochs']}: the recipe has {epochs}")
+        return recipe
+
+    # Chains
+
+    def _generations(self) -> tuple[Recipe, ...]:
+        learn = {name: self.settings[name] for name in ("temperature", "label_smoothing", "weights")}
+        schedules = {"schedules": self.settings["schedules"]} if "schedules" in self.settings else {}
+        first = Component("kdresearch.strategies.supervised.SupervisedDistiller", {
+            "label_smoothing": self.settings["label_smoothing"],
+        })  # fmt: skip
+        later = Component("kdresearch.strategies.soft_label.SoftLabelDistiller", {**learn, **schedules})
+        return earlier_generations(self.plan_without, self.generations, first, later)
+
+    def _links(self, where: str, recipes: Any, first_is_taught: bool) -> list[Recipe]:
+        """The links of a chain, each the teacher of the next.
+
+        Raises:
+            UserError: a link that learns from nothing, or from labels alone in the middle of the chain.
+        """
+        if not isinstance(recipes, list) or not recipes or not all(isinstance(part, list) for part in recipes):
+            raise UserError(
+                f"{where}: a list of recipes, each a list of overrides, e.g. [['student=bilstm']], not {recipes}"
+            )
+        return [
+            self._link([*map(str, part)], first_is_taught or number > 1, f"{where}, link {number}")
+            for number, part in enumerate(recipes, 1)
+        ]
+
+    def _link(self, overrides: list[str], taught: bool, where: str) -> Recipe:
+        if any(part.startswith("teacher=") for part in overrides):
+            raise UserError(f"{where}: its teacher is the link before it: leave teacher=... out")
+        inherits = taught and where.startswith("strategy") and not any(part.startswith("strategy") for part in overrides)
+        options = ["strategy=soft_label", "teacher=checkpoint"] if taught else ["teacher=none"]
+        data = dict(self.teacher["data"] or {})
+        link = self._composed(_name_of(overrides), [*options, *overrides], data if taught else _LABELS_ALONE | data)
+        if inherits:  # the link learns from its teacher as the run's student does from its own
+            alike = {
+                name: self.settings[name]
+                for name in ("temperature", "label_smoothing", "schedules", "weights")
+                if name in self.settings
+            }
+            strategy = replace(link.plan.strategy, settings={**link.plan.strategy.settings, **alike})
+            link = replace(link, plan=replace(link.plan, strategy=strategy))
+        kind: Any = imported(link.plan.strategy.target)
+        if kind.needs_teacher(link.plan.strategy.settings) != taught:
+            has = "learns from labels alone, and not from the link before it" if taught else "has no teacher to learn from"
+            raise UserError(f"{where} ({link.name}) {has}: {'leave out' if taught else 'change'} its strategy=...")
+        return link
+
+    def _composed(self, name: str, overrides: list[str], data: Mapping[str, Any]) -> Recipe:
+        """Overrides as the plan of a teacher, on this run's data, its split and its machine."""
+        made = compose("train", [*overrides, "logger=none"], return_hydra_config=True)
+        options = dict(made.hydra.runtime.choices) | {"data": self.options["data"]}
+        seed = self.cfg.seeds.teacher
+        with open_dict(made):
+            del made["hydra"]
+            made.data = OmegaConf.create(self._resolved_data(OmegaConf.merge(self.cfg.data, data)))
+            made.seed = seed
+            made.seeds = {"init": seed, "order": seed, "split": self.cfg.seeds.split, "teacher": 0}
+            for key in ("accelerator", "devices"):
+                made.trainer[key] = self.cfg.trainer[key]
+            made.name = f"teacher {name}"
+            made.evaluation.efficiency = False
+            if OmegaConf.is_missing(made.teacher, "path"):
+                made.teacher.path = None  # the link before it, when that is trained
+        content: dict[str, Any] = OmegaConf.to_container(made, resolve=True)  # type: ignore[assignment]
+        plan = _without_teacher(content, options, overrides)
+        if options["teacher"] == "checkpoint":
+            answers = content["teacher"]
+            plan = replace(
+                plan,
+                teacher=TeacherPlan(
+                    precision=str(answers["precision"]),
+                    class_map=answers["class_map"],
+                    name="checkpoint",
+                    **{key: answers[key] for key in _ANSWERS},
+                ),
+            )
+        return Recipe(name, plan)
+
+    def _resolved_data(self, data: Any) -> Any:
+        """A data node as plain values, its interpolations resolved where they stand in the whole configuration."""
+        whole = OmegaConf.create(OmegaConf.to_container(self.cfg, resolve=False))
+        with open_dict(whole):
+            whole.data = data
+        return OmegaConf.to_container(whole.data, resolve=True)
+
+
+def _name_of(overrides: Sequence[str]) -> str:
+    """``student (what else differs)``."""
+    parts = [part.partition("=")[::2] for part in overrides]
+    student = next((value for name, value in parts if name == "student"), "recipe")
+    rest = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in parts if name != "student" and name[-4:] != "path"]
+    return f"{student} ({', '.join(rest)})" if rest else student
+
+
+def _check_reads(teacher: Mapping[str, Any]) -> None:
+    for name in _READS:
+        if teacher[name] is not None and teacher["path"] is None and teacher["id"] is None:
+            raise UserError(
+                f"teacher.{name} is of a teacher by path or id: in a recipe it is called student.tokenizer.{name}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
