@@ -130,7 +130,7 @@ def _outline(source: Source, context: Context) -> tuple[Model, Any]:
     """A model of the teacher's shape, and its tokenizer, fitted or not."""
     if isinstance(source, Recipe):
         return outline(source)
-    return package.outline(_package_folder(source, context, None))
+    return package.outline(locate_package(source, context))
 
 
 # Its packages
@@ -157,7 +157,7 @@ def obtain_teacher(plan: TeacherPlan, context: Context, train: Train) -> Teacher
         trained_on = [trained_texts(each, context) for each in recipes]
         name = f"{recipe.name} in {plan.folds} folds"
     else:
-        folders = [_package_folder(source, context, train) for source in plan.members]
+        folders = [locate_package(source, context, train) for source in plan.members]
         name = " + ".join(source.name for source in plan.members)
     sizes = [parameters(package.outline(folder)[0]) for folder in folders]  # type: ignore[arg-type]
     facts = {
@@ -188,7 +188,7 @@ def _train_chain(plan: TeacherPlan, context: Context, train: Train) -> tuple[lis
     links: list[dict[str, Any]] = []
     before, chain = None, list(plan.chain)
     if plan.members:
-        before = _package_folder(plan.members[0], context, train)
+        before = locate_package(plan.members[0], context, train)
         links.append({"name": plan.members[0].name, "fingerprint": package.fingerprint(before)})
         first = chain[0].plan.teacher or TeacherPlan()
         first = replace(first, class_map=plan.class_map, precision=plan.precision)
@@ -207,7 +207,8 @@ def _train_chain(plan: TeacherPlan, context: Context, train: Train) -> tuple[lis
     return [before], links
 
 
-def _package_folder(source: Source, context: Context, train: Train | None) -> Path:
+def locate_package(source: Source, context: Context, train: Train | None = None) -> Path:
+    """The package folder of a teacher: found, fetched, or trained where it is a recipe."""
     if isinstance(source, Recipe):
         assert train is not None
         return package.located(train_recipe(source, context, train))

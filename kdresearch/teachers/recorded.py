@@ -155,6 +155,11 @@ class RecordedTeacher:
     def to(self, device: torch.device | str) -> Teacher:
         return self
 
+    def arrays(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits [N, C] float32 and, where they were recorded, sentence vectors [N, D] of corpus-wide rows [N]."""
+        rows = self._row[index]
+        return self._logits[rows], self._gather(rows) if self._pooled else None
+
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         device = batch.index.device
         rows = self._row[batch.index.cpu().numpy()]
