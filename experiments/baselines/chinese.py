@@ -53,7 +53,9 @@ def main(source: Path, folder: Path) -> None:
             csv.writer(file).writerows([("text", "label"), *sorted(rows)])
         counts = ", ".join(f"{sum(label == each for _, label in rows):,} {each}" for each in FILES)
         print(f"{part}: {len(rows):,} rows ({counts})")
-    print(f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} texts with both labels dropped")
+    print(
+        f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} texts with both labels dropped"
+    )
 
 
 if __name__ == "__main__":

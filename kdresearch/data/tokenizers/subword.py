@@ -74,8 +74,8 @@ class SubwordTokenizer(FittedTokenizer):
             for character in word:
                 characters[character] += count
         frequent = sorted(characters, key=lambda character: (-characters[character], character))
-        alphabet = {each for each in frequent[: self.settings["size"] // 2 - 1]}
-        rare = {ord(each): " " for each in characters if characters[each] < self.settings["min_count"] or each not in alphabet}
+        room, least = self.settings["size"] // 2 - 1, self.settings["min_count"]
+        rare = {ord(each): " " for place, each in enumerate(frequent) if place >= room or characters[each] < least}
         found: Counter[str] = Counter()
         for word, count in sorted(words.items()):
             for part in word.translate(rare).split(" "):

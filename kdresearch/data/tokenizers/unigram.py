@@ -6,7 +6,8 @@ The trainer of the library that reads with it draws the order of its words anew 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,16 +16,14 @@ _STRETCH = 32  # characters of a word that are read together while training
 _SEEDS = 8  # pieces to begin with, in multiples of those that stay
 _KEEP = 0.75  # of the pieces in each round
 _STEPS = 2  # of expectation and maximisation in each round
-_BLOCK = 20_000  # words that are read together: bounds the memory
-
-Block = tuple[np.ndarray, np.ndarray]  # which words [N], and the piece of each start and length [N, L, K], -1 for none
 
 
 def train_unigram(counts: Mapping[str, int], size: int) -> list[tuple[str, float]]:
     """The ``size`` pieces, or as many as there are, that make the words likely; every character is one.
 
-    Each round fits the probabilities by EM over all segmentations (equations 1 and 2) and drops the pieces whose
-    removal costs the likelihood least: their expected count times what their own best segmentation is worse by.
+    Each round fits the probabilities by EM over all segmentations and drops the pieces whose removal costs the
+    likelihood least (Kudo 2018, section 3.2): their expected count times what their best other segmentation is
+    worse by.
 
     Args:
         counts: occurrences of each word.
@@ -36,111 +35,125 @@ def train_unigram(counts: Mapping[str, int], size: int) -> list[tuple[str, float
     for word, count in counts.items():
         for first in range(0, len(word), _STRETCH):
             stretches[word[first : first + _STRETCH]] += count
-    words = sorted(stretches)
-    if not words:
+    if not stretches:
         return []
+    words = sorted(stretches)
     times = np.array([stretches[word] for word in words], np.float64)
-    pieces, occurrences = _seeds(words, times, size)
+    pieces, occurrences = _seeds(words, stretches, size)
     single = np.array([len(piece) == 1 for piece in pieces])
     scores = np.log(occurrences / occurrences.sum())
-    blocks, inside = _blocks(words, pieces), _blocks(pieces, pieces)
+    lattice, inside = Lattice.of(words, pieces), Lattice.of(pieces, pieces)
     target = max(size, int(single.sum()))
     while True:
         for _ in range(_STEPS):
-            expected = np.maximum(_expected(blocks, times, scores), 0.5 * single)
-            scores = np.log(np.maximum(expected, 1e-9) / expected.sum())
+            expected = np.maximum(lattice.expected(times, scores), np.where(single, 0.5, 1e-9))
+            scores = np.log(expected / expected.sum())
         if len(pieces) <= target:
             break
-        loss = np.where(single, np.inf, expected * (scores - _best_parts(inside, scores)))
+        loss = np.where(single, np.inf, expected * (scores - inside.best_parts(scores)))
         most = max(target, int(_KEEP * len(pieces)))
         stay = np.sort(np.argsort(-loss, kind="stable")[:most])
         pieces, scores, single = [pieces[number] for number in stay], scores[stay], single[stay]
-        blocks, inside = _narrowed(blocks, stay, len(loss)), _narrowed(inside, stay, len(loss), own=True)
+        number = np.full(len(loss), -1, np.int32)
+        number[stay] = np.arange(len(stay))
+        lattice = lattice.narrowed(number, np.arange(len(words)))
+        inside = inside.narrowed(number, number)
     order = np.argsort(-scores, kind="stable")
     return [(pieces[number], float(scores[number])) for number in order]
 
 
-def _seeds(words: list[str], times: np.ndarray, size: int) -> tuple[list[str], np.ndarray]:
-    """All characters, and the substrings of words that cover most of the text, each at least twice."""
-    found: defaultdict[str, float] = defaultdict(float)
-    for word, count in zip(words, times.tolist(), strict=True):
-        for start in range(len(word)):
-            for end in range(start + 1, min(start + LONGEST, len(word)) + 1):
-                found[word[start:end]] += count
-    single = sorted(piece for piece in found if len(piece) == 1)
-    longer = [piece for piece, count in found.items() if len(piece) > 1 and count >= 2]
-    longer.sort(key=lambda piece: (-found[piece] * len(piece), piece))
-    pieces = [*single, *longer[: _SEEDS * size]]
-    return pieces, np.array([found[piece] for piece in pieces])
+def _seeds(words: list[str], times: Mapping[str, int], size: int) -> tuple[list[str], np.ndarray]:
+    """All characters, and the substrings that cover most of the text, each at least twice, with their occurrences."""
+    single: Counter[str] = Counter()
+    for word in words:
+        for character in word:
+            single[character] += times[word]
+    longer: dict[str, int] = {}
+    shorter: Mapping[str, int] = single
+    alive: dict[str, Sequence[int]] = {
+        word: range(len(word)) for word in words
+    }  # where a substring starts that others have, too
+    for width in range(2, LONGEST + 1):
+        found: Counter[str] = Counter()
+        starts: dict[str, list[int]] = {}
+        for word, places in alive.items():
+            here = [place for place in places if place + width <= len(word)]
+            here = [place for place in here if shorter.get(word[place + 1 : place + width], 0) >= 2]
+            for place in here:
+                found[word[place : place + width]] += times[word]
+            if here:
+                starts[word] = here
+        shorter = {piece: count for piece, count in found.items() if count >= 2}
+        longer |= shorter
+        alive = {
+            word: kept
+            for word, places in starts.items()
+            if (kept := [place for place in places if word[place : place + width] in shorter])
+        }
+    most = sorted(longer, key=lambda piece: (-longer[piece] * len(piece), piece))[: _SEEDS * size]
+    pieces = [*sorted(single), *most]
+    return pieces, np.array([single.get(piece) or longer[piece] for piece in pieces], np.float64)
 
 
-def _blocks(words: list[str], pieces: list[str]) -> list[Block]:
-    """The pieces that each word can be cut into, words of one length together."""
-    number = {piece: place for place, piece in enumerate(pieces)}
-    by_length: defaultdict[int, list[int]] = defaultdict(list)
-    for place, word in enumerate(words):
-        by_length[len(word)].append(place)
-    blocks = []
-    for length, places in sorted(by_length.items()):
-        widest = min(LONGEST, length)
-        for first in range(0, len(places), _BLOCK):
-            here = places[first : first + _BLOCK]
-            table = np.full((len(here), length, widest), -1, np.int32)
-            for row, place in enumerate(here):
-                word = words[place]
-                for start in range(length):
-                    for width in range(1, min(widest, length - start) + 1):
-                        table[row, start, width - 1] = number.get(word[start : start + width], -1)
-            blocks.append((np.array(here), table))
-    return blocks
+@dataclass(frozen=True)
+class Lattice:
+    """All segmentations of N words: for each start and width, which words [M] have a piece there, and which [M]."""
 
+    lengths: np.ndarray  # [N]
+    edges: list[tuple[int, int, np.ndarray, np.ndarray]]  # by start, then width
 
-def _narrowed(blocks: list[Block], stay: np.ndarray, before: int, own: bool = False) -> list[Block]:
-    """The tables of the pieces that stay [M] of ``before``; with ``own``, the words are the pieces themselves."""
-    number = np.full(before + 1, -1, np.int32)  # the last stands for -1
-    number[stay] = np.arange(len(stay))
-    if not own:
-        return [(words, number[table]) for words, table in blocks]
-    kept = [(number[words], number[table], number[words] >= 0) for words, table in blocks]
-    return [(words[mask], table[mask]) for words, table, mask in kept if mask.any()]
+    @classmethod
+    def of(cls, words: list[str], pieces: list[str]) -> Lattice:
+        number = {piece: place for place, piece in enumerate(pieces)}
+        beginnings = {piece[:width] for piece in pieces for width in range(1, len(piece) + 1)}
+        found: defaultdict[tuple[int, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for row, word in enumerate(words):
+            for start in range(len(word)):
+                for end in range(start + 1, len(word) + 1):
+                    piece = word[start:end]
+                    if piece not in beginnings:
+                        break
+                    if piece in number:
+                        rows, ids = found[start, end - start]
+                        rows.append(row)
+                        ids.append(number[piece])
+        edges = [(*place, np.array(rows), np.array(ids)) for place, (rows, ids) in sorted(found.items())]
+        return cls(np.array([len(word) for word in words]), edges)
 
+    def narrowed(self, pieces: np.ndarray, words: np.ndarray) -> Lattice:
+        """Without some pieces and words, from the new number of each, -1 for those that go."""
+        edges = []
+        for start, width, rows, ids in self.edges:
+            stay = (pieces[ids] >= 0) & (words[rows] >= 0)
+            if stay.any():
+                edges.append((start, width, words[rows[stay]], pieces[ids[stay]]))
+        return Lattice(self.lengths[words >= 0], edges)
 
-def _expected(blocks: list[Block], times: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """How often each piece [V] is expected in the words, over all their segmentations: forward and backward."""
-    with_none = np.append(scores, -np.inf)
-    total = np.zeros(len(with_none))
-    for words, table in blocks:
-        rows, length, widest = table.shape
-        steps = with_none[table]
-        forward = np.full((rows, length + 1), -np.inf)
+    def expected(self, times: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """How often each piece [V] is expected in the words, each so many ``times`` [N]: forward and backward."""
+        every = np.arange(len(self.lengths))
+        forward = np.full((int(self.lengths.max()) + 1, len(every)), -np.inf)
         backward = forward.copy()
-        forward[:, 0] = backward[:, length] = 0
-        for end in range(1, length + 1):
-            for width in range(1, min(widest, end) + 1):
-                step = forward[:, end - width] + steps[:, end - width, width - 1]
-                forward[:, end] = np.logaddexp(forward[:, end], step)
-        for start in range(length - 1, -1, -1):
-            for width in range(1, min(widest, length - start) + 1):
-                step = backward[:, start + width] + steps[:, start, width - 1]
-                backward[:, start] = np.logaddexp(backward[:, start], step)
-        for width in range(1, widest + 1):
-            starts = length - width + 1
-            share = forward[:, :starts] + steps[:, :starts, width - 1] + backward[:, width:]
-            share = np.exp(share - forward[:, length:]) * times[words, None]
-            total += np.bincount(table[:, :starts, width - 1].ravel() % len(total), share.ravel(), len(total))
-    return total[:-1]
+        forward[0] = backward[self.lengths, every] = 0
+        for start, width, rows, ids in self.edges:
+            step = forward[start, rows] + scores[ids]
+            forward[start + width, rows] = np.logaddexp(forward[start + width, rows], step)
+        whole, found = forward[self.lengths, every], np.zeros(len(scores))
+        for start, width, rows, ids in reversed(self.edges):
+            step = backward[start + width, rows] + scores[ids]
+            backward[start, rows] = np.logaddexp(backward[start, rows], step)
+            share = np.exp(forward[start, rows] + step - whole[rows]) * times[rows]
+            found += np.bincount(ids, share, len(scores))
+        return found
 
-
-def _best_parts(blocks: list[Block], scores: np.ndarray) -> np.ndarray:
-    """The best score of each piece [V] that is cut into others (Viterbi); -inf for characters."""
-    with_none, found = np.append(scores, -np.inf), np.full(len(scores), -np.inf)
-    for words, table in blocks:
-        rows, length, widest = table.shape
-        steps = with_none[table]
-        best = np.full((rows, length + 1), -np.inf)
-        best[:, 0] = 0
-        for end in range(1, length + 1):
-            for width in range(1, min(widest, end, length - 1) + 1):
-                best[:, end] = np.maximum(best[:, end], best[:, end - width] + steps[:, end - width, width - 1])
-        found[words] = best[:, length]
-    return found
+    def best_parts(self, scores: np.ndarray) -> np.ndarray:
+        """The best score of each word [N] cut into at least two pieces (Viterbi); -inf where it cannot be."""
+        every = np.arange(len(self.lengths))
+        best = np.full((int(self.lengths.max()) + 1, len(every)), -np.inf)
+        best[0] = 0
+        for start, width, rows, ids in self.edges:
+            parts = self.lengths[rows] > width
+            rows, step = rows[parts], best[start, rows[parts]] + scores[ids[parts]]
+            best[start + width, rows] = np.maximum(best[start + width, rows], step)
+        found: np.ndarray = best[self.lengths, every]
+        return found
