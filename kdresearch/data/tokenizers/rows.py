@@ -20,8 +20,9 @@ UNSPACED = (
 )
 # Kana's marks of length and repetition belong to no one script.
 _LETTERS = "".join(rf"\p{{{script}}}" for script in UNSPACED) + "〆〱-〵〼ーｰ"
-_CHARACTER = rf"[\w&&[{_LETTERS}]&&[^\p{{Nd}}\p{{M}}]][\p{{M}}ﾞﾟ]*"
-_SPACED = rf"[\w&&[^[{_LETTERS}]&&[^\p{{Nd}}\p{{M}}]]]"
+_LETTER = rf"[[{_LETTERS}]&&[\p{{L}}\p{{Nl}}]]"
+_CHARACTER = rf"{_LETTER}[\p{{M}}ﾞﾟ]*"
+_SPACED = rf"(?:(?!{_LETTER})\w)"  # \w within brackets is another in Oniguruma: without ² and ½
 _SPACED_WORD = rf"{_SPACED}+(?:['’]{_SPACED}+)*"
 WORDS = rf"{_SPACED_WORD}|{_CHARACTER}|[^\w\s]"
 RUNS = rf"{_SPACED_WORD}|(?:{_CHARACTER})+|[^\w\s]"  # of which subwords are learnt
