@@ -54,7 +54,7 @@ def main(source: Path, folder: Path) -> None:
         counts = ", ".join(f"{sum(label == each for _, label in rows):,} {each}" for each in FILES)
         sys.stdout.write(f"{part}: {len(rows):,} rows ({counts})\n")
     sys.stdout.write(
-        f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} texts with both labels dropped\n"
+        f"{lines:,} lines: {lines - len(labels):,} copies, {len(labels) - len(clear):,} with both labels dropped\n"
     )
 
 

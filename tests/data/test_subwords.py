@@ -57,6 +57,36 @@ def test_every_script_is_one_that_the_expressions_know(script: str) -> None:
     Regex(rf"\p{{{script}}}")
 
 
+BY_HAND = {
+    "I love 北京 very much": "I love 北 京 very much",
+    "iPhone手机2024年，真的!": "iPhone 手 机 2024 年 ， 真 的 !",
+    "東京タワーへ。ｶﾞｽ 人々": "東 京 タ ワ ー へ 。 ｶﾞ ｽ 人 々",
+    "ที่นี่ ๒๕๖๗ น้ำ": "ที่ นี่ ๒๕๖๗ น้ ำ",
+    "ພາສາ ភាសា မြန်မာ": "ພ າ ສ າ ភា សា မြ န် မာ",
+    "བོད་ཡིག 葛\U000e0100城 か\u3099": "བོད ་ ཡིག 葛\U000e0100 城 か\u3099",
+    "한국어 좋다 isn't 👍🏽 ½": "한국어 좋다 isn't 👍 🏽 ½",
+}
+
+
+@pytest.mark.parametrize("text", BY_HAND)
+def test_words_by_hand(text: str) -> None:
+    assert words(text) == BY_HAND[text].split(" ")
+    tokenizer = WordTokenizer(min_count=1)
+    tokenizer.fit([[text]])
+    _, _, numbers = tokenizer.encode_with_words([text])
+    assert numbers.tolist() == list(range(len(BY_HAND[text].split(" "))))
+
+
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_a_piece_belongs_to_the_first_word_that_it_touches(model: str) -> None:
+    tokenizer = fit(model)
+    for text in ["the film 北京很好看 isn't", "電影，no"]:
+        row = tokenizer.words.encode(text)
+        spans = [span for _, span in by_words().pre_tokenize_str(text)]
+        expected = [next(n for n, (a, b) in enumerate(spans) if a < end and start < b) for start, end in row.offsets]
+        assert tokenizer.encode_with_words([text])[2].tolist() == expected
+
+
 def same_as_before(texts: list[str]) -> bool:
     return bool(texts) and all(words(text) == words(text, BEFORE) == words(text, RUNS) for text in texts)
 
