@@ -31,6 +31,7 @@ from kdresearch.apps.resume import RandomState, StopAfter
 from kdresearch.apps.say import progress, say
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
+from kdresearch.data.account import account, account_lines
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
@@ -69,10 +70,10 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     with phases("data"):
         data = rows_of(cfg, store).prepare()
     record.facts["data"] = _data_facts(data)
-    counts, dropped = record.facts["data"]["counts"], record.facts["data"]["duplicates_dropped"]
+    counts = record.facts["data"]["counts"]
     say(f"{record.name}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items() if number))
-    if sum(dropped.values()):
-        say("duplicates dropped from training: " + ", ".join(f"{n:,} {name}" for name, n in dropped.items() if n))
+    for line in account_lines(record.facts["data"], data.carve.get("conflicts", "first")):
+        say(line)
 
     # Once with a teacher that is only promised: what the strategy refuses is refused before a real one is paid for.
     teaches, generates = needs_teacher(cfg), pseudo_samples.asked(cfg)
@@ -246,7 +247,7 @@ def rows_of(cfg: DictConfig, store: Store) -> TextDataModule:
         order_seed=cfg.seeds.order,
         batch_size=cfg.student.training.batch_size,
         say=say,
-        **{name: plain(cfg.data.get(name)) for name in CARVING},
+        **{name: plain(cfg.data[name]) for name in CARVING if name in cfg.data},
     )
 
 
@@ -264,6 +265,7 @@ def _data_facts(data: TextDataModule) -> dict[str, Any]:
             "test": len(split.test),
         },
         "duplicates_dropped": split.dropped,
+        **account(data.corpus, split, getattr(data.source, "label_changes", {})),
     }
 
 
