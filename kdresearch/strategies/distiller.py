@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.objective import Objective
+from kdresearch.strategies.means import Means
 from kdresearch.strategies.weights import WeightSchedule
 from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
@@ -92,7 +94,10 @@ class Distiller(LightningModule):
         self.teacher_needs = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.head_lr_scale = head_lr_scale
-        self._log_every = 1
+        self.since_row, self.of_epoch = Means(), Means()
+        self.epoch_means: dict[str, float] = {}  # train/NAME, as of the last row
+        self.settings: dict[str, float] = {}  # weights, and what else is logged of the last update
+        self._epoch, self._updates_before = -1, 0
         number = len(self.classes)
         self.val_accuracy = MulticlassAccuracy(number, average="micro")
         self.val_macro_f1 = MulticlassF1Score(number, average="macro")
@@ -126,13 +131,8 @@ class Distiller(LightningModule):
         return int(total)
 
     def on_fit_start(self) -> None:
-        self._log_every = getattr(self.trainer, "log_every_n_steps", 0) or 1
         if self.teacher is not None:
             self.teacher.to(self.device)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.global_step in self.milestones and self.trainer._results is not None:
-            self.trainer._results.reset(fx="training_step")  # else the last values of what is over are logged on
 
     def forward(self, batch: Batch) -> Tensor:
         """The student's logits [B, C]."""
@@ -143,14 +143,6 @@ class Distiller(LightningModule):
     def weights_configured(self) -> dict[str, float]:
         """The objectives that this update computes, and their weights before any schedule."""
         return {name: self.weights[name] for name in self.objectives}
-
-    def logs_now(self) -> bool:
-        """Whether this update is logged: those that reach a logger, and the last ones.
-
-        A metric at every step costs small models a tenth.
-        """
-        step, ends = self.global_step + 1, self.milestones
-        return step % self._log_every == 0 or self.trainer.is_last_batch or step in (self.trainer.max_steps, *ends)
 
     def logged_now(self) -> dict[str, float]:
         """What is logged beside the terms."""
@@ -183,19 +175,72 @@ class Distiller(LightningModule):
         return weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._updates_before = self.global_step
         terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        if self.logs_now():
-            logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-            self.log_dict(logged, batch_size=len(batch.label))
-            self.log_dict({f"weight/{name}": weights[name] for name in self.schedules if name in weights})
-            self.log_dict(self.logged_now())
-            self.log("train/loss", loss.detach(), batch_size=len(batch.label), prog_bar=True)
+        self._count(loss, terms, batch)
+        self.settings = {f"weight/{name}": weights[name] for name in self.schedules if name in weights}
+        self.settings |= self.logged_now()
         if self.telemetry_every is not None and self.global_step % self.telemetry_every == 0:
             measured = self.telemetry(terms, weights)
             for logger in self.loggers:  # whatever the trainer's own interval is
                 logger.log_metrics(measured, step=self.global_step)
         return loss
+
+    def _count(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
+        """Take the values of a step into the means; Lightning's own, at every step, cost small models a tenth."""
+        if self._epoch != self.current_epoch:
+            self._epoch, self.epoch_means = self.current_epoch, {}
+            self.since_row, self.of_epoch = Means(), Means()
+        whole = {"loss": loss}
+        for name, value in terms.items():
+            part = name.partition("/")[0]  # a peer's term has its number behind the name
+            rows = self.objectives[part].denominator(batch) if part in self.objectives else None
+            if isinstance(rows, Tensor):
+                self.count({name: value}, rows)
+            else:
+                whole[name] = value
+        self.count(whole, len(batch.label))
+
+    def count(self, values: Mapping[str, Tensor], rows: Tensor | float) -> None:
+        """Log values of this step as ``train/NAME``: their means, by rows."""
+        self.since_row.add(values, rows)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._row_ends():
+            self._write_row()
+            for name, value in (self.epoch_means | self.settings).items():  # for bars and callbacks
+                self.log(name, value, logger=False, prog_bar=name == "train/loss", batch_size=1)
+
+    def _row_ends(self) -> bool:
+        """Whether a row of the curves ends with this batch."""
+        before, done = self._updates_before, self.global_step
+        ends = [*self.milestones, self.trainer.max_steps]
+        every = getattr(self.trainer, "log_every_n_steps", 0) or math.inf
+        stage = any(before < end <= done for end in ends)
+        return done // every > before // every or stage or bool(self.trainer.is_last_batch)
+
+    def _write_row(self) -> None:
+        if not self.since_row.sums:
+            return
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        row = _train(self.since_row.compute(reduce)) | self.settings
+        for logger in self.loggers:
+            logger.log_metrics(row | {"epoch": self.current_epoch}, step=self.global_step - 1)
+            logger.save()
+        self.of_epoch.merge(self.since_row)
+        self.since_row = Means()
+        self.epoch_means = _train(self.of_epoch.compute(reduce))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._row_ends():  # callbacks save before this module's own turn
+            self._write_row()
+        checkpoint["means"] = {"epoch": self._epoch, "row": self.since_row.sums, "whole": self.of_epoch.sums}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "means" in checkpoint:
+            self._epoch = checkpoint["means"]["epoch"]
+            self.since_row.sums, self.of_epoch.sums = checkpoint["means"]["row"], checkpoint["means"]["whole"]
 
     def telemetry(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
         """What each objective asks of the student's parameters.
@@ -265,6 +310,10 @@ class Distiller(LightningModule):
             | ({} if decays else {"weight_decay": 0.0})
             for (head, decays), members in groups.items()
         ]
+
+
+def _train(means: Mapping[str, float]) -> dict[str, float]:
+    return {f"train/{name}": mean for name, mean in means.items()}
 
 
 def _checked_weights(
