@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from kdresearch.data.corpus import Corpus
 from kdresearch.data.split import Split, label_conflicts, labels_of
+from kdresearch.errors import UserError, choices
 from kdresearch.structures import UNLABELLED
 
 ANOTHER_TASK = 0.05
@@ -75,6 +77,32 @@ def account_lines(facts: Mapping[str, Any], conflicts: str = "first") -> list[st
         shares = ", ".join(f"{each['share']:.1%} of {part} {each['class']}" for part, each in facts["majority"].items())
         lines.append(f"imbalanced: {shares}; read macro-F1 beside accuracy (selection.monitor=val/macro_f1)")
     return lines
+
+
+def class_weights(setting: str | Mapping[Any, float] | None, classes: Sequence[str], counts: np.ndarray) -> list[float]:
+    """The weight of each class in the loss on gold labels.
+
+    Args:
+        setting: ``balanced`` gives N / (C · n_c), N rows of C classes and n_c of this one, so that all classes weigh
+            alike (King & Zeng 2001; scikit-learn's ``class_weight``); or weights by name, 1 for those not named.
+        counts: n_c [C] of the labelled training rows; a class of none is not counted and has weight 1.
+
+    Raises:
+        UserError: another word, a name that is no class, a weight that is no positive number.
+    """
+    if setting == "balanced":
+        present = counts > 0
+        weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
+        return [float(weight) if there else 1.0 for weight, there in zip(weights, present, strict=True)]
+    if not isinstance(setting, Mapping):
+        raise UserError(f"student.training.class_weights: balanced, or weights by class, not {setting!r}")
+    named = {str(name): weight for name, weight in setting.items()}
+    for name, weight in named.items():
+        if name not in classes:
+            raise UserError(f"student.training.class_weights: {choices(name, classes)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise UserError(f"student.training.class_weights.{name} must be a positive number, not {weight!r}")
+    return [float(named.get(name, 1.0)) for name in classes]
 
 
 def _majority(corpus: Corpus, labels: np.ndarray) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class AdversarialDistiller(Distiller):
         loss, accuracy = self.adversary.discrimination()
         (loss / accumulated).backward()  # type: ignore[no-untyped-call]
         discriminator.requires_grad_(False)
-        self.count({"discriminator": loss, "discriminator_accuracy": accuracy}, rows)
+        self.log_values({"discriminator": loss, "discriminator_accuracy": accuracy}, rows)
 
     def _update(self) -> None:
         """One step of either side."""

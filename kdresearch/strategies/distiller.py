@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,18 +16,20 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdresearch.errors import UserError, choices
+from kdresearch.objectives.logits import Label
 from kdresearch.objectives.objective import Objective
-from kdresearch.strategies.means import Means
+from kdresearch.strategies.curves import Curves
 from kdresearch.strategies.weights import WeightSchedule
 from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-VALIDATION_METRICS = ("val/accuracy", "val/macro_f1", "val/nll")
+VALIDATION_METRICS = {"val/accuracy": "max", "val/macro_f1": "max", "val/nll": "min"}
+"""What an epoch may be selected by, and where it is best."""
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 _BODY = re.compile(r"(student|peers\.\d+)\.(?!classifier\.)")  # parameters of models that are not their heads'
 
 
-class Distiller(LightningModule):
+class Distiller(Curves):
     """Train a student on a weighted sum of named objectives.
 
     The teacher is frozen, in eval mode whatever Lightning does, and no part of this module's parameters, state dict
@@ -48,15 +48,13 @@ class Distiller(LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the schedule from the optimizer and the number of updates; None keeps the rate.
         head_lr_scale: how many times the learning rate the classifier and the objectives' own parameters train at.
+        class_weights: of each class, for every objective on gold labels (``Label``); None weighs rows alike.
 
     Raises:
         UserError: a weight that names no objective or an objective without a weight, all weights zero, an objective
             that needs a teacher where there is none, a field that a model lacks, more classes, more rows in a batch,
-            tokens that cannot be compared, or models that do not fit each other.
+            tokens that cannot be compared, models that do not fit each other, or class weights without a label term.
     """
-
-    milestones: tuple[int, ...] = ()
-    """Updates from which on other objectives are computed than before; known while it is fitted."""
 
     def __init__(
         self,
@@ -73,6 +71,7 @@ class Distiller(LightningModule):
         reading: Reading = SAME,
         batch_size: int | None = None,
         telemetry_every: int | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -84,6 +83,8 @@ class Distiller(LightningModule):
         self.telemetry_every = telemetry_every
         for name, term in live.items():
             _bind(name, term, student, teacher, len(self.classes), reading, batch_size)
+        if class_weights is not None:
+            _weigh_classes(live, class_weights)
         assert isinstance(student, nn.Module)
         self.student = student
         self.student.train()  # pretrained models come in eval mode, and Lightning leaves it so
@@ -94,10 +95,6 @@ class Distiller(LightningModule):
         self.teacher_needs = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.head_lr_scale = head_lr_scale
-        self.since_row, self.of_epoch = Means(), Means()
-        self.epoch_means: dict[str, float] = {}  # train/NAME, as of the last row
-        self.settings: dict[str, float] = {}  # weights, and what else is logged of the last update
-        self._epoch, self._updates_before = -1, 0
         number = len(self.classes)
         self.val_accuracy = MulticlassAccuracy(number, average="micro")
         self.val_macro_f1 = MulticlassF1Score(number, average="macro")
@@ -175,72 +172,15 @@ class Distiller(LightningModule):
         return weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._updates_before = self.global_step
         terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        self._count(loss, terms, batch)
-        self.settings = {f"weight/{name}": weights[name] for name in self.schedules if name in weights}
-        self.settings |= self.logged_now()
+        scheduled = {f"weight/{name}": weights[name] for name in self.schedules if name in weights}
+        self.log_step(batch, {"loss": loss} | terms, scheduled | self.logged_now())
         if self.telemetry_every is not None and self.global_step % self.telemetry_every == 0:
             measured = self.telemetry(terms, weights)
             for logger in self.loggers:  # whatever the trainer's own interval is
                 logger.log_metrics(measured, step=self.global_step)
         return loss
-
-    def _count(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        """Take the values of a step into the means; Lightning's own, at every step, cost small models a tenth."""
-        if self._epoch != self.current_epoch:
-            self._epoch, self.epoch_means = self.current_epoch, {}
-            self.since_row, self.of_epoch = Means(), Means()
-        whole = {"loss": loss}
-        for name, value in terms.items():
-            part = name.partition("/")[0]  # a peer's term has its number behind the name
-            rows = self.objectives[part].denominator(batch) if part in self.objectives else None
-            if isinstance(rows, Tensor):
-                self.count({name: value}, rows)
-            else:
-                whole[name] = value
-        self.count(whole, len(batch.label))
-
-    def count(self, values: Mapping[str, Tensor], rows: Tensor | float) -> None:
-        """Log values of this step as ``train/NAME``: their means, by rows."""
-        self.since_row.add(values, rows)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self._row_ends():
-            self._write_row()
-            for name, value in (self.epoch_means | self.settings).items():  # for bars and callbacks
-                self.log(name, value, logger=False, prog_bar=name == "train/loss", batch_size=1)
-
-    def _row_ends(self) -> bool:
-        """Whether a row of the curves ends with this batch."""
-        before, done = self._updates_before, self.global_step
-        ends = [*self.milestones, self.trainer.max_steps]
-        every = getattr(self.trainer, "log_every_n_steps", 0) or math.inf
-        stage = any(before < end <= done for end in ends)
-        return done // every > before // every or stage or bool(self.trainer.is_last_batch)
-
-    def _write_row(self) -> None:
-        if not self.since_row.sums:
-            return
-        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        row = _train(self.since_row.compute(reduce)) | self.settings
-        for logger in self.loggers:
-            logger.log_metrics(row | {"epoch": self.current_epoch}, step=self.global_step - 1)
-            logger.save()
-        self.of_epoch.merge(self.since_row)
-        self.since_row = Means()
-        self.epoch_means = _train(self.of_epoch.compute(reduce))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._row_ends():  # callbacks save before this module's own turn
-            self._write_row()
-        checkpoint["means"] = {"epoch": self._epoch, "row": self.since_row.sums, "whole": self.of_epoch.sums}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "means" in checkpoint:
-            self._epoch = checkpoint["means"]["epoch"]
-            self.since_row.sums, self.of_epoch.sums = checkpoint["means"]["row"], checkpoint["means"]["whole"]
 
     def telemetry(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
         """What each objective asks of the student's parameters.
@@ -312,10 +252,6 @@ class Distiller(LightningModule):
         ]
 
 
-def _train(means: Mapping[str, float]) -> dict[str, float]:
-    return {f"train/{name}": mean for name, mean in means.items()}
-
-
 def _checked_weights(
     strategy: str, objectives: Mapping[str, Objective], weights: Mapping[str, float]
 ) -> dict[str, float]:
@@ -346,6 +282,17 @@ def _checked_schedules(
         except TypeError as error:
             raise UserError(f"strategy.schedules.{name}: {error}") from error
     return checked
+
+
+def _weigh_classes(objectives: Mapping[str, Objective], weights: Sequence[float]) -> None:
+    on_labels = [term for term in objectives.values() if isinstance(term, Label)]
+    if not on_labels:
+        raise UserError(
+            f"student.training.class_weights: none of {', '.join(objectives)} is the cross-entropy with gold labels: "
+            "strategy.weights.label must be above 0"
+        )
+    for term in on_labels:
+        term.class_weights = torch.tensor(weights, dtype=torch.float32)
 
 
 def _bind(
