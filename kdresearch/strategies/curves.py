@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from kdresearch.objectives.objective import Objective
 from kdresearch.strategies.means import Means
 from kdresearch.structures import Batch
 
@@ -54,7 +55,8 @@ class Curves(LightningModule):
         alike = {}
         for name, value in values.items():
             part = name.partition("/")[0]
-            rows = self.objectives[part].denominator(batch) if part in self.objectives else None
+            term = self.objectives[part] if part in self.objectives else None
+            rows = term.denominator(batch) if isinstance(term, Objective) else None
             if rows is None:
                 alike[name] = value
             else:

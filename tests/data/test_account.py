@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdresearch.artifacts import Store
-from kdresearch.data.account import account, account_lines
+from kdresearch.data.account import account, account_lines, class_weights
 from kdresearch.data.corpus import Corpus, Row, load
 from kdresearch.data.files import Files
 from kdresearch.data.split import Split, label_conflicts, labels_of, split
@@ -159,3 +159,19 @@ def test_labels_are_one_class_whatever_stands_around_them(tmp_path: Path) -> Non
     facts = facts_of(corpus, split(corpus, validation=2), source.label_changes)
     assert facts["labels_normalised"] == {"train": 4, "test": 1}
     assert account_lines(facts)[0].startswith("labels of 4 train, 1 test rows had white space around them")
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    weights = pytest.importorskip("sklearn.utils.class_weight")
+    labels = np.repeat([0, 1, 3], [50, 7, 1])
+    reference = weights.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    found = class_weights("balanced", ("a", "b", "c", "d"), np.bincount(labels, minlength=4))
+    assert found == pytest.approx([reference[0], reference[1], 1.0, reference[2]])
+
+
+def test_weights_by_name() -> None:
+    counts = np.array([5, 5, 5])
+    assert class_weights({"b": 2, 7: 0.5}, ("a", "b", "7"), counts) == [1.0, 2.0, 0.5]
+    for setting, message in (({"bb": 2}, "'bb'"), ({"a": -1}, "positive"), ({"a": True}, "positive"), (2, "balanced")):
+        with pytest.raises(UserError, match=message):
+            class_weights(setting, ("a", "b", "7"), counts)

@@ -184,6 +184,19 @@ def test_a_weight_of_zero_leaves_the_term_out_and_then_needs_no_teacher(data: Te
     assert distiller(data, weights={"label": 0, "soft_label": 1, "projected": 0}).learns_from_unlabelled
 
 
+def test_class_weights_reach_the_labels_alone(data: TextDataModule) -> None:
+    plain, weighted = distiller(data), distiller(data, class_weights=[1.0, 9.0])
+    (batch, *_) = batches(data)
+    before, after = plain.terms(batch), weighted.terms(batch)
+    labelled = batch.label >= 0
+    expected = nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))(plain(batch)[labelled], batch.label[labelled])
+    assert torch.allclose(after["label"], expected) and not torch.allclose(after["label"], before["label"])
+    assert torch.equal(after["soft_label"], before["soft_label"])
+    assert weighted.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(UserError, match=r"class_weights: none of soft_label is the cross-entropy with gold labels"):
+        distiller(data, weights={"label": 0, "soft_label": 1, "projected": 0}, class_weights=[1.0, 9.0])
+
+
 def test_only_what_is_needed_is_asked_for(data: TextDataModule) -> None:
     module = distiller(data, weights={"label": 1, "soft_label": 1, "projected": 0})
     assert (module.student_needs, module.teacher_needs) == ({"logits"}, {"logits"})
