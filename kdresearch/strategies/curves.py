@@ -52,10 +52,9 @@ class Curves(LightningModule):
             self._epoch, self.epoch_means = self.current_epoch, {}
             self.since_row, self.of_epoch = Means(), Means()
         self._updates_before, self.settings = self.global_step, settings
-        alike = {}
+        alike, objectives = {}, dict(self.objectives.items())
         for name, value in values.items():
-            part = name.partition("/")[0]
-            term = self.objectives[part] if part in self.objectives else None
+            term = objectives.get(name.partition("/")[0])
             rows = term.denominator(batch) if isinstance(term, Objective) else None
             if rows is None:
                 alike[name] = value
