@@ -27,7 +27,7 @@ from kdresearch.strategies.assistant import check_assistants
 from kdresearch.strategies.self import check_generations
 from kdresearch.structures import Model
 
-CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out")
+CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out", "conflicts")
 """The settings of ``split`` that a configuration's data have; ``leave_out`` only those of a cross-fitted teacher."""
 
 _TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection", "start")
@@ -186,9 +186,12 @@ def trained(recipe: Recipe, store: Store, train: Train, taught_by: Path | None =
     training = {key: plain(cfg[key]) for key in _TRAINING}
     for where in ("accelerator", "devices"):
         training["trainer"].pop(where)
-    for node, name in (("selection", "stop_after"), ("data", "transfer_share")):
-        if training[node].get(name) is None:  # what came later and is off makes no other teacher
+    off = (("selection", "stop_after", None), ("data", "transfer_share", None), ("data", "conflicts", "first"))
+    for node, name, value in off:
+        if training[node].get(name) == value:  # what came later and is off makes no other teacher
             training[node].pop(name, None)
+    if training["student"]["training"].get("class_weights") is None:
+        training["student"]["training"].pop("class_weights", None)
     key = {"version": __version__, "training": _without_paths(training, cfg)}
     if taught_by is not None:
         cfg.teacher.path = str(taught_by)
@@ -217,7 +220,9 @@ def trained_texts(recipe: Recipe, store: Store) -> np.ndarray:
     """Digests of the texts that a recipe is trained on."""
     cfg = recipe.cfg
     corpus = load(build(cfg.data.source, "data"), store, say)
-    carved = split(corpus, seed=cfg.seeds.split, **{name: plain(cfg.data.get(name)) for name in CARVING})
+    carved = split(
+        corpus, seed=cfg.seeds.split, **{name: plain(cfg.data[name]) for name in CARVING if name in cfg.data}
+    )
     return corpus.digests(carved.trained)
 
 

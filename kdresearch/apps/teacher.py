@@ -442,7 +442,12 @@ def _check(found: Found, teacher: Teacher, data: TextDataModule) -> None:
     label = torch.from_numpy(data.labels[index])
     accuracy = task_metrics(logits_of(teacher, data, index), label)["accuracy"]
     found.facts |= {"validation_accuracy": accuracy, "classes": list(teacher.classes)}
-    say(f"teacher {found.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows")
+    majority = float((label == label.mode().values).double().mean())
+    found.facts["validation_majority"] = majority
+    say(
+        f"teacher {found.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows "
+        f"(of which {majority:.4f} are of the commonest class)"
+    )
     found.facts["members_validation_accuracy"] = member_accuracies(teacher, data, index)
     if not better_than_chance(accuracy, label):
         raise UserError(

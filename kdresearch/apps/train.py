@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -31,6 +32,7 @@ from kdresearch.apps.resume import RandomState, StopAfter
 from kdresearch.apps.say import progress, say
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
+from kdresearch.data.account import account, account_lines, class_weights
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
@@ -69,10 +71,12 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     with phases("data"):
         data = rows_of(cfg, store).prepare()
     record.facts["data"] = _data_facts(data)
-    counts, dropped = record.facts["data"]["counts"], record.facts["data"]["duplicates_dropped"]
+    counts = record.facts["data"]["counts"]
     say(f"{record.name}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items() if number))
-    if sum(dropped.values()):
-        say("duplicates dropped from training: " + ", ".join(f"{n:,} {name}" for name, n in dropped.items() if n))
+    for line in account_lines(record.facts["data"], data.carve.get("conflicts", "first")):
+        say(line)
+    if (weights := _class_weights(cfg, data)) is not None:
+        record.facts["class_weights"] = dict(zip(data.classes, weights, strict=True))
 
     # Once with a teacher that is only promised: what the strategy refuses is refused before a real one is paid for.
     teaches, generates = needs_teacher(cfg), pseudo_samples.asked(cfg)
@@ -158,8 +162,15 @@ def _strategy(
         reading=reading,
         batch_size=cfg.student.training.batch_size,
         telemetry_every=cfg.telemetry_every,
+        class_weights=_class_weights(cfg, data),
     )
     return module
+
+
+def _class_weights(cfg: DictConfig, data: TextDataModule) -> list[float] | None:
+    setting = plain(cfg.student.training.get("class_weights"))
+    counts = np.bincount(data.labels[data.split.train], minlength=len(data.classes))
+    return None if setting is None else class_weights(setting, data.classes, counts)
 
 
 def _check_unlabelled(cfg: DictConfig, chosen: Chosen, data: TextDataModule, planned: Distiller, teaches: bool) -> bool:
@@ -201,6 +212,11 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"selection.stop_after must be at least 1, not {cfg.selection.stop_after}")
     if cfg.selection.monitor not in VALIDATION_METRICS:
         raise UserError(f"selection.monitor: {choices(cfg.selection.monitor, VALIDATION_METRICS)}")
+    if cfg.selection.mode != (best := VALIDATION_METRICS[cfg.selection.monitor]):
+        raise UserError(
+            f"selection.mode={cfg.selection.mode} would keep the worst epoch: {cfg.selection.monitor} takes "
+            f"selection.mode={best}"
+        )
     _trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
 
 
@@ -246,7 +262,7 @@ def rows_of(cfg: DictConfig, store: Store) -> TextDataModule:
         order_seed=cfg.seeds.order,
         batch_size=cfg.student.training.batch_size,
         say=say,
-        **{name: plain(cfg.data.get(name)) for name in CARVING},
+        **{name: plain(cfg.data[name]) for name in CARVING if name in cfg.data},
     )
 
 
@@ -264,6 +280,7 @@ def _data_facts(data: TextDataModule) -> dict[str, Any]:
             "test": len(split.test),
         },
         "duplicates_dropped": split.dropped,
+        **account(data.corpus, split, getattr(data.source, "label_changes", {})),
     }
 
 
@@ -374,6 +391,7 @@ def _evaluate(
         )
     write_predictions(folder / "predictions.parquet", splits)
     if answer is not None:
+        _compare_teacher(record, metrics)
         record.facts["teacher"]["members_test_accuracy"] = teachers.member_accuracies(answer, data, data.split.test)
 
     student = module.student.cpu().eval()
@@ -411,6 +429,17 @@ def _evaluate(
         told += f" (teacher {metrics['teacher/test_accuracy']:.4f}, agreement {metrics['test/agreement']:.4f})"
     say(f"{told}, {sizes['total']:,} parameters -> {folder}")
     return metrics
+
+
+def _compare_teacher(record: Record, metrics: dict[str, float]) -> None:
+    """Record, and say, whether the student answers the validation rows better than what taught it."""
+    teacher, student = metrics["teacher/val_accuracy"], metrics["val/accuracy"]
+    record.facts["teacher"]["below_student"] = below = teacher < student
+    if below:
+        say(
+            f"WARNING: the teacher is below its student: validation accuracy {teacher:.4f} against {student:.4f}; what "
+            "the student gains by it is no gain in what the teacher knows"
+        )
 
 
 def _log_lineage(record: Record) -> None:

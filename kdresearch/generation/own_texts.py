@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded, vetted
+from kdresearch.data.columns import vetted
+from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded
 from kdresearch.errors import UserError, choices
 from kdresearch.generation.generator import Preparation
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdresearch import losses
 from kdresearch.objectives.logits import LogitsObjective, SoftLabel
-from kdresearch.structures import UNLABELLED
+from kdresearch.structures import UNLABELLED, Batch
 
 
 class PseudoSample(LogitsObjective):
@@ -19,6 +19,9 @@ class PseudoSample(LogitsObjective):
     def __init__(self, temperature: float = 1.0, hard: bool = False) -> None:
         super().__init__(losses.pseudo_label, temperature=temperature, hard=hard)
         self.loss(torch.zeros(2, 3), torch.zeros(2, 3), **self.settings)  # raises ValueError
+
+    def denominator(self, batch: Batch) -> Tensor:
+        return (batch.label == UNLABELLED).sum()
 
     def _value(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
         rows = label == UNLABELLED

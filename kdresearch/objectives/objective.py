@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
 
 class Objective(nn.Module):
@@ -34,6 +34,10 @@ class Objective(nn.Module):
         Raises:
             UserError: the models do not fit, naming both and what would do instead.
         """
+
+    def denominator(self, batch: Batch) -> Tensor | None:
+        """What its value is a mean over, to weigh the values of several batches: rows that count; None says all."""
+        return (batch.label != UNLABELLED).sum() if self.needs_labels else None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         raise NotImplementedError

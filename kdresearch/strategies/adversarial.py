@@ -85,19 +85,18 @@ class AdversarialDistiller(Distiller):
         loss = super().training_step(batch, batch_idx)
         accumulated, done = self.trainer.accumulate_grad_batches, batch_idx + 1
         self.manual_backward(loss / accumulated)
-        self._discriminate(accumulated)
+        self._discriminate(accumulated, len(batch.label))
         if done % accumulated == 0 or self.trainer.is_last_batch or done == self.trainer.num_training_batches:
             self._update()
         return loss
 
-    def _discriminate(self, accumulated: int) -> None:
+    def _discriminate(self, accumulated: int, rows: int) -> None:
         """Gather D's gradient. It has one here alone, so that neither the student's loss nor DDP ever sees it."""
         discriminator = self.adversary.discriminator.requires_grad_(True)
         loss, accuracy = self.adversary.discrimination()
         (loss / accumulated).backward()  # type: ignore[no-untyped-call]
         discriminator.requires_grad_(False)
-        if self.logs_now():
-            self.log_dict({"train/discriminator": loss.detach(), "train/discriminator_accuracy": accuracy})
+        self.log_values({"discriminator": loss, "discriminator_accuracy": accuracy}, rows)
 
     def _update(self) -> None:
         """One step of either side."""

@@ -59,7 +59,7 @@ class Watch(pl.Callback):
         self.logits = module.student(rows.student, LOGITS).logits.detach()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, rows: Batch, number: int) -> None:
-        self.seen.append((self.logits, outputs["loss"], float(trainer.callback_metrics["temperature"])))
+        self.seen.append((self.logits, outputs["loss"], module.settings["temperature"]))
 
 
 def fit(module: AnnealedDistiller, folder: Path, rows: Batch, updates: int = 10, **settings: Any) -> Watch:
