@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
-from kdresearch.hub import hub_name
+from kdresearch.hub import from_pretrained, hub_name, refuse_kernels
 from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.structures import FIELDS, LOGITS, Outputs, Tokens, check_needs
 
@@ -59,11 +59,12 @@ class Transformer(nn.Module):
         drop = {"attention_probs_dropout_prob": attention_dropout, "attention_dropout": attention_dropout}
         if path is not None:
             name = hub_name(path)
-            known = AutoConfig.from_pretrained(name)
+            known = from_pretrained(AutoConfig, name)
             settings = {key: value for key, value in drop.items() if hasattr(known, key)}
-            self.encoder = AutoModel.from_pretrained(name, **settings, **_without_pooler(known))
+            self.encoder = from_pretrained(AutoModel, name, **settings, **_without_pooler(known))
         else:
             assert architecture is not None
+            refuse_kernels(architecture, "student.model.architecture")
             fields = {"hidden_dropout_prob": dropout, **drop, **architecture}
             if vocabulary is not None and "vocab_size" not in architecture:
                 fields |= {"vocab_size": vocabulary, "pad_token_id": 0}
@@ -117,8 +118,9 @@ class HubClassifier(nn.Module):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         if path is not None:
-            self.model = AutoModelForSequenceClassification.from_pretrained(hub_name(path))
+            self.model = from_pretrained(AutoModelForSequenceClassification, hub_name(path))
         else:
+            refuse_kernels(architecture or {}, "architecture")
             known = AutoConfig.for_model(**(architecture or {}))
             self.model = AutoModelForSequenceClassification.from_config(known)  # type: ignore[no-untyped-call]
         configuration = self.model.config
