@@ -163,7 +163,9 @@ def _made(folder: Path, saved: dict[str, Any]) -> Any:
     kind = _class(saved, folder, lambda found: issubclass(found, nn.Module))
     try:
         return kind(**saved["config"])
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # its configuration may hold anything
         raise UserError(f"{folder} does not fit the {saved['class']} of this installation: {error}") from error
 
 

@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.data.corpus import Row
@@ -21,6 +22,9 @@ URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 _MEMBER = re.compile(r"(?:^|/)(train|test)/(pos|neg|unsup)/(\d+)_(\d+)\.txt$")
 _BREAK = re.compile(r"\s*<br\s*/?>\s*")
+_LONGEST = 1 << 17  # bytes of a review: the longest of the published ones has 14,282
+_WHOLE = 2 << 30  # bytes of an archive once it is inflated: the published one has 208,923,136
+_BLOCK = 1024  # bytes that are inflated at once: bz2 makes a kilobyte 20 MB
 _STARS = ("1", "2", "3", "4", "7", "8", "9", "10")
 
 
@@ -33,7 +37,8 @@ class Imdb:
         cache: where a download is kept.
 
     Raises:
-        UserError: a path that does not exist, an archive that is truncated or of another layout.
+        UserError: a path that does not exist, an archive that is truncated or of another layout, that holds a review
+            twice, or that inflates to far more than the published one does.
     """
 
     name = "imdb"
@@ -71,17 +76,19 @@ class Imdb:
     def rows(self) -> Iterator[Row]:
         path = self._located()
         files = _folder(path) if path.is_dir() else _archive(path)
-        count = 0
+        seen: set[str] = set()
         for name, content in files:
             match = _MEMBER.search(name)
             if match is None:
                 continue
-            count += 1
             split, sentiment, number, stars = match.groups()
             text = _BREAK.sub("\n", content.decode("utf-8", "replace")).strip()
+            if (own := f"{split}/{sentiment}/{number}") in seen:
+                raise UserError(f"{path} holds the review {own} twice (the second time as {name})")
+            seen.add(own)
             part = "unlabelled" if sentiment == "unsup" else split
-            yield Row(part, f"{split}/{sentiment}/{number}", text, self._label(sentiment, stars))
-        if not count:
+            yield Row(part, own, text, self._label(sentiment, stars))
+        if not seen:
             raise UserError(f"{path} holds no reviews in the published layout (aclImdb/train/pos/0_9.txt, ...)")
 
     def _label(self, sentiment: str, stars: str) -> str | None:
@@ -90,10 +97,25 @@ class Imdb:
         return stars if self.labels == "stars" else {"neg": "negative", "pos": "positive"}[sentiment]
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose headers do not fill the memory: tarfile reads a long name whole before anybody sees it."""
+
+    @classmethod
+    def frombuf(cls, *header: Any) -> Self:
+        member = super().frombuf(*header)
+        if not member.isreg() and member.size > _LONGEST:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
 def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=_Member, bufsize=_BLOCK) as archive:
             for member in archive:
+                # The place of the next header: said before anything of the member is inflated.
+                if archive.offset > _WHOLE:
+                    raise UserError(f"{path} inflates to more than {_WHOLE:,} bytes: it is not the published archive")
+                _check_size(path, member.name, member.size)
                 file = archive.extractfile(member) if member.isfile() and _MEMBER.search(member.name) else None
                 if file is not None:
                     yield member.name, file.read()
@@ -108,11 +130,18 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
     for file in _review_files(path):
-        yield file.relative_to(path.parent).as_posix(), file.read_bytes()
+        name = file.relative_to(path.parent).as_posix()
+        _check_size(path, name, file.stat().st_size)
+        yield name, file.read_bytes()
+
+
+def _check_size(path: Path, name: str, size: int) -> None:
+    if size > _LONGEST and _MEMBER.search(name):
+        raise UserError(f"{path}: {name} has {size:,} bytes; a review has at most {_LONGEST:,}")
 
 
 def _review_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*.txt") if _MEMBER.search(file.as_posix()))
+    return sorted(file for file in path.rglob("*.txt") if _MEMBER.search(file.as_posix()) and file.is_file())
 
 
 def _folder_fingerprint(path: Path) -> str:

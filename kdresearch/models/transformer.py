@@ -70,7 +70,7 @@ class Transformer(nn.Module):
                 fields |= {"vocab_size": vocabulary, "pad_token_id": 0}
             try:
                 known = AutoConfig.for_model(**fields)
-                self.encoder = AutoModel.from_config(known, **_without_pooler(known))  # type: ignore[no-untyped-call]
+                self.encoder = AutoModel.from_config(known, trust_remote_code=False, **_without_pooler(known))  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
         self.vocabulary = int(self.encoder.config.vocab_size)
@@ -122,7 +122,7 @@ class HubClassifier(nn.Module):
         else:
             refuse_kernels(architecture or {}, "architecture")
             known = AutoConfig.for_model(**(architecture or {}))
-            self.model = AutoModelForSequenceClassification.from_config(known)  # type: ignore[no-untyped-call]
+            self.model = AutoModelForSequenceClassification.from_config(known, trust_remote_code=False)  # type: ignore[no-untyped-call]
         configuration = self.model.config
         self.vocabulary = int(configuration.vocab_size)
         self.width = self.embedding_width = int(configuration.hidden_size)
