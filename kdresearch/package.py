@@ -289,7 +289,8 @@ def _is_trusted(name: str) -> bool:
     """Whether a class may be imported: it is, or lies below, what is trusted."""
     if not re.fullmatch(r"\w+(\.\w+)+", name):
         return False
-    installed = (point.value.replace(":", ".") for point in entry_points(group=COMPONENTS))
     named = [each.strip() for each in os.environ.get(TRUST, "").split(",")]
-    allowed = {*_ROOMS, *_trusted, *installed, *named}
-    return any(f"{name}.".startswith(f"{each}.") for each in allowed if each)
+    if any(f"{name}.".startswith(f"{each}.") for each in (*_ROOMS, *_trusted, *named) if each):
+        return True
+    installed = (point.value.replace(":", ".") for point in entry_points(group=COMPONENTS))  # looks at every package
+    return any(f"{name}.".startswith(f"{each}.") for each in installed)
