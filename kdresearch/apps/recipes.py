@@ -172,6 +172,8 @@ def _composed(
             made.trainer[where] = cfg.trainer[where]
         made.name = f"teacher {name}"
         made.evaluation.efficiency = False
+    for part in ("model", "tokenizer"):  # named by whoever gave the command
+        package.trust(str(made.student[part].get("_target_")))
     return Recipe(name, made, own)
 
 
