@@ -122,9 +122,7 @@ class Budget(Callback):
         loop, limit = trainer.fit_loop, trainer.max_steps
         if limit == -1 and trainer.max_epochs == -1:
             return  # endless: schedules refuse it
-        if trainer.train_dataloader is None:
-            loop.setup_data()
-        self._per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+        self._per_epoch = _updates_of_an_epoch(trainer)
         if self.min_epochs is not None or self.min_updates is not None:
             loop.max_epochs = max(self.min_epochs or 1, math.ceil((self.min_updates or 0) / self._per_epoch))
         reached = math.inf if limit == -1 else max(1, math.ceil(limit / self._per_epoch))
@@ -166,3 +164,10 @@ class Budget(Callback):
     ) -> None:
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True  # else an end within an epoch is not validated
+
+
+def _updates_of_an_epoch(trainer: Trainer) -> int:
+    """Counted on a loader of its own: the Trainer's is made after a checkpoint said how far the data were read."""
+    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))

@@ -28,7 +28,7 @@ from kdresearch.apps.config import build, plain
 from kdresearch.apps.loggers import close_wandb, make_loggers
 from kdresearch.apps.recipes import CARVING
 from kdresearch.apps.record import Chosen, Record, needs_teacher, write_json, write_predictions
-from kdresearch.apps.resume import RandomState, StopAfter
+from kdresearch.apps.resume import LastCheckpoint, RandomState, StopAfter
 from kdresearch.apps.say import progress, say
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
@@ -290,7 +290,7 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
     if cfg.selection.stop_after is not None:
         monitor, mode = "epoch", "max"  # the last one is the best
     best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **keep)
-    last = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_every, **keep)  # to go on from
+    last = LastCheckpoint(every_n_train_steps=cfg.checkpoint_every, **keep)
     bar = progress()
     unlabelled = float((data.mixture(0) >= len(data.split.train)).mean())
     budget = Budget.of(cfg, unlabelled)

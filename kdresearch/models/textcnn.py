@@ -23,7 +23,8 @@ class TextCNN(nn.Module):
     ``width``, of ``pooled``, is channels x number of kernel sizes.
 
     It starts as Kim's code does (github.com/yoonkim/CNN_sentence): embeddings from U(-.25, .25), filters from
-    U(-.01, .01), biases and classifier zero.
+    U(-.01, .01), biases zero. The classifier is drawn as the filters are, where Kim's is zero: a zero one has no
+    gradient with respect to the words, which objectives compare.
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
@@ -77,11 +78,9 @@ class TextCNN(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_dim, channels, size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.width, classes)
-        for convolution in self.convolutions:
-            nn.init.uniform_(convolution.weight, -0.01, 0.01)
-            nn.init.zeros_(convolution.bias)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        for part in (*self.convolutions, self.classifier):
+            nn.init.uniform_(part.weight, -0.01, 0.01)
+            nn.init.zeros_(part.bias)
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
         """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
