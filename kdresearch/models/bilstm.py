@@ -27,9 +27,9 @@ class BiLSTM(nn.Module):
     ``embeddings``, is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is the
     attention.
 
-    It starts with embeddings from U(-.1, .1) (Zaremba et al. 2014), recurrent weights that are orthogonal in each gate
-    (Saxe et al. 2014), input weights after Glorot & Bengio 2010 in each gate, and forget gates open by a bias of 1
-    (Jozefowicz et al. 2015, §3.2), zero elsewhere; attention and classifier after Glorot & Bengio, biases zero.
+    It starts with embeddings from U(-.25, .25) as TextCNN's (Kim 2014), recurrent weights that are orthogonal in each
+    gate (Saxe et al. 2014), input weights after Glorot & Bengio 2010 in each gate, and forget gates open by a bias of
+    1 (Jozefowicz et al. 2015, §3.2), zero elsewhere; attention and classifier after Glorot & Bengio, biases zero.
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
@@ -49,7 +49,7 @@ class BiLSTM(nn.Module):
     Raises UserError on an unknown pooling, fewer than one layer, or a word_dropout that is no probability.
     """
 
-    EMBEDDING_BOUND = 0.1
+    EMBEDDING_BOUND = 0.25
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class BiLSTM(nn.Module):
         embedding_dim: int = 128,
         hidden_dim: int = 128,
         layers: int = 1,
-        dropout: float = 0.3,
-        embedding_dropout: float = 0.3,
+        dropout: float = 0.5,
+        embedding_dropout: float = 0.5,
         word_dropout: float = 0.0,
         pooling: str = "attention",
     ) -> None:

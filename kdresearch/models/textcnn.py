@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from kdresearch.errors import UserError
 from kdresearch.models.differentiation import tracked
-from kdresearch.models.embedding import PADDING, copy_vectors, uniform_table
+from kdresearch.models.embedding import copy_vectors, uniform_table
 from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
 
 

@@ -45,9 +45,8 @@ def validated(folder: Path) -> list[int]:
 
 def rates(folder: Path) -> list[float]:
     with (folder / "metrics.csv").open() as file:
-        return [
-            float(value) for row in csv.DictReader(file) for name, value in row.items() if name.startswith("lr") and value
-        ]
+        values = [value for row in csv.DictReader(file) for name, value in row.items() if name.startswith("lr")]
+    return [float(value) for value in values if value]
 
 
 @pytest.mark.parametrize(
