@@ -113,11 +113,11 @@ class BiLSTM(nn.Module):
             nn.init.zeros_(lstm.bias_ih_l0)
             nn.init.zeros_(lstm.bias_hh_l0)
             lstm.bias_ih_l0[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0  # of two that are added up
-        heads = [self.classifier] if not self.heads else [self.classifier, self.scorer[0], self.scorer[2]]
-        for linear in heads:
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for part in (self.classifier, *(self.scorer if self.heads else ())):
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
         """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""

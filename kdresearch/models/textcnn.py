@@ -22,9 +22,10 @@ class TextCNN(nn.Module):
     (eq. 2-4), so padding changes nothing. A row of fewer than k tokens is one window, filled up with zeros.
     ``width``, of ``pooled``, is channels x number of kernel sizes.
 
-    It starts as Kim's code does (github.com/yoonkim/CNN_sentence): embeddings from U(-.25, .25), filters from
-    U(-.01, .01), biases zero. The classifier is drawn as the filters are, where Kim's is zero: a zero one has no
-    gradient with respect to the words, which objectives compare.
+    It starts with embeddings from U(-.25, .25) and biases of zero, as in Kim's code (github.com/yoonkim/CNN_sentence).
+    Filters and classifier are drawn from U(-1/√n, 1/√n) over n inputs (LeCun et al. 1998, §4.6). There Kim has
+    U(-.01, .01) and zero, for Adadelta: under Adam those give a higher validation NLL, and a classifier of zero has
+    no gradient with respect to the words, which objectives compare.
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
@@ -79,7 +80,8 @@ class TextCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.width, classes)
         for part in (*self.convolutions, self.classifier):
-            nn.init.uniform_(part.weight, -0.01, 0.01)
+            bound = part.weight[0].numel() ** -0.5
+            nn.init.uniform_(part.weight, -bound, bound)
             nn.init.zeros_(part.bias)
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:

@@ -41,14 +41,14 @@ def is_normal(values: Tensor, deviation: float) -> None:
     assert float(values.std()) == pytest.approx(deviation, rel=0.1)
 
 
-def test_textcnn_starts_as_kim_2014() -> None:
+def test_textcnn_starts_from_kims_embeddings_and_scaled_filters() -> None:
     torch.manual_seed(0)
     model = TextCNN(500, 7, embedding_dim=60, channels=20)
     is_uniform(model.embedding.weight[1:], 0.25)
     assert model.embedding.weight[0].eq(0).all()
     assert spread(model) == pytest.approx(0.25 / math.sqrt(3), rel=0.02)
-    for part in (*model.convolutions, model.classifier):
-        is_uniform(part.weight, 0.01)
+    for part, inputs in zip((*model.convolutions, model.classifier), (180, 240, 300, 60), strict=True):
+        is_uniform(part.weight, 1 / math.sqrt(inputs))
         assert part.bias.eq(0).all()
 
 
