@@ -40,7 +40,7 @@ class BiLSTM(nn.Module):
         dropout: probability, between layers and on the pooled vector.
         embedding_dropout: probability that a dimension of the embeddings is dropped, the same ones at every token of
             a row (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
-            Networks", §4).
+            Networks", §4); None is ``dropout``.
         word_dropout: probability that a token's embedding is dropped as a whole (Iyyer et al. 2015, "Deep Unordered
             Composition", §2.3; of the tokens left, nothing is scaled up).
         pooling: ``attention`` (additive, one learned query: Yang et al. 2016, "Hierarchical Attention Networks",
@@ -60,7 +60,7 @@ class BiLSTM(nn.Module):
         hidden_dim: int = 128,
         layers: int = 1,
         dropout: float = 0.5,
-        embedding_dropout: float = 0.5,
+        embedding_dropout: float | None = None,
         word_dropout: float = 0.0,
         pooling: str = "attention",
     ) -> None:
@@ -99,7 +99,8 @@ class BiLSTM(nn.Module):
                 nn.Linear(self.width, self.width), nn.Tanh(), nn.Linear(self.width, 1, bias=False)
             )
         self.dropout = nn.Dropout(dropout)
-        self.embedding_dropout, self.word_dropout = nn.Dropout(embedding_dropout), word_dropout
+        locked = dropout if embedding_dropout is None else embedding_dropout
+        self.embedding_dropout, self.word_dropout = nn.Dropout(locked), word_dropout
         self.classifier = nn.Linear(self.width, classes)
         self._start()
 
