@@ -179,7 +179,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(at: int, given: tuple[str, ...]
             ["student.training.min_updates=null", "student.training.min_epochs=null"],
             r"the training has no length: give student\.training\.epochs",
         ),
-        (["selection.patience=3", "selection.stop_after=2"], r"stop_after=2 keeps that epoch .* selection\.patience=3 stops"),
+        (
+            ["selection.patience=3", "selection.stop_after=2"],
+            r"stop_after=2 keeps that epoch .* selection\.patience=3 stops",
+        ),
         (["selection.patience=-1"], r"selection\.patience must be at least 0, or null, not -1"),
         (["selection.validations=0"], r"selection\.validations must be at least 1, or null, not 0"),
         (["selection.monitor=val/nll"], r"selection\.mode=max would keep the worst epoch by val/nll: .*mode=min"),
