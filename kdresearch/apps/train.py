@@ -24,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from kdresearch import __version__, package
 from kdresearch.apps import pseudo_samples, start
 from kdresearch.apps import teacher as teachers
+from kdresearch.apps.budget import Budget, check_budget, limits
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.loggers import close_wandb, make_loggers
 from kdresearch.apps.recipes import CARVING
 from kdresearch.apps.record import Chosen, Record, needs_teacher, write_json, write_predictions
-from kdresearch.apps.resume import RandomState, StopAfter
+from kdresearch.apps.resume import LastCheckpoint, RandomState, StopAfter
 from kdresearch.apps.say import progress, say
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
@@ -217,13 +218,14 @@ def check(cfg: DictConfig) -> None:
             f"selection.mode={cfg.selection.mode} would keep the worst epoch: {cfg.selection.monitor} takes "
             f"selection.mode={best}"
         )
+    check_budget(cfg)
     _trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
 
 
 def _trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     fixed = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
     try:
-        return pl.Trainer(**(fixed | plain(cfg.trainer) | arguments))
+        return pl.Trainer(**(fixed | plain(cfg.trainer) | limits(cfg) | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error
 
@@ -305,13 +307,16 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
     if cfg.selection.stop_after is not None:
         monitor, mode = "epoch", "max"  # the last one is the best
     best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **keep)
-    last = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_every, **keep)  # to go on from
+    last = LastCheckpoint(every_n_train_steps=cfg.checkpoint_every, **keep)
     bar = progress()
-    callbacks: list[Callback] = [best, last, RandomState(), bar, LearningRateMonitor("step")]
+    unlabelled = float((data.mixture(0) >= len(data.split.train)).mean())
+    budget = Budget.of(cfg, unlabelled)
+    callbacks: list[Callback] = [budget, best, last, RandomState(), bar, LearningRateMonitor("step")]
     if cfg.selection.stop_after is not None:
         callbacks.append(StopAfter(cfg.selection.stop_after))
     if cfg.selection.patience is not None:
-        callbacks.append(EarlyStopping(cfg.selection.monitor, mode=cfg.selection.mode, patience=cfg.selection.patience))
+        stops: dict[str, Any] = {"mode": mode, "patience": cfg.selection.patience, "check_on_train_epoch_end": False}
+        callbacks.append(EarlyStopping(monitor, **stops))
     labels = {
         "name": record.name,
         "study": cfg.study,
