@@ -172,10 +172,10 @@ def contrastive(
 def noise_contrastive(
     positive: Tensor, negative: Tensor, *, normaliser: Tensor | float, rows: int, temperature: float = 0.07
 ) -> Tensor:
-    """−mean_b( log h(x⁺) + Σ_k log(1 − h(x⁻_k)) ), h(x) = P(x) / (P(x) + K/N), P(x) = e^(x/τ) / Z (CRD, Tian et al. 2020).
+    """−mean_b( log h(x⁺) + Σ_k log(1 − h(x⁻_k)) ) with h(x) = P(x) / (P(x) + K/N), P(x) = e^(x/τ) / Z.
 
-    NCE as CRD has it (§3, eq. 17-19 of its supplement, and the authors' code): whether a similarity is of a pair, or one
-    of K drawn from N rows. The gradient goes to both sides, because CRD trains the teacher's projection as well.
+    NCE as CRD and its authors' code have it (Tian et al. 2020): whether a similarity is of a pair, or one of K drawn
+    from N rows. The gradient goes to both sides, because CRD trains the teacher's projection as well.
 
     Args:
         positive: cosines of the anchors with their own rows [B].

@@ -221,7 +221,7 @@ class Crd(Objective):
         fresh = ~torch.isin(rows, self.rows)
         rows, labels = rows[fresh], labels[fresh]
         number = int(self.filled)
-        for row in rows.unique():
+        for row in torch.unique(rows):
             if number == self.size:
                 raise UserError(
                     f"memory={self.size} has a place for each of so many rows, and training shows more: give the "

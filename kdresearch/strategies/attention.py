@@ -31,7 +31,7 @@ class AttentionDistiller(Distiller):
         temperature: τ of the soft labels.
         label_smoothing: ε of the first term.
         weights: ``label``, ``soft_label`` and ``attention``. Neither MiniLM has soft labels: both are distilled without
-            labels, for fine-tuning afterwards (``weights.label=0 weights.soft_label=0`` leaves the classifier as it was).
+            labels, for fine-tuning afterwards (with both weights 0 the classifier stays as it was).
 
     Raises:
         UserError: an unknown loss, or a setting that it does not read.

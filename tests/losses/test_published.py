@@ -13,7 +13,7 @@ def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-S, O = draw(0, B, C), draw(1, B, C)  # logits
+S, Z = draw(0, B, C), draw(1, B, C)  # logits
 V, W = draw(2, B, D), draw(3, B, D)  # sentence vectors
 LABEL = torch.tensor([0, 4, 2, 2, 1, 3])
 
@@ -25,8 +25,8 @@ def equal(found, expected, rel=1e-6):
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 def test_pkd_and_takd_divide_by_the_classes():
     """KLDivLoss as it comes (``mean``), times τ²; PKD's hidden loss is mse_loss of normalised first tokens."""
-    expected = F.kl_div(F.log_softmax(S / T, 1), F.softmax(O / T, 1), reduction="mean") * T * T
-    equal(losses.soft_label(S, O, temperature=T, convention="mean"), expected)
+    expected = F.kl_div(F.log_softmax(S / T, 1), F.softmax(Z / T, 1), reduction="mean") * T * T
+    equal(losses.soft_label(S, Z, temperature=T, convention="mean"), expected)
     states = [(draw(s, B, 2, D), draw(s + 9, B, 2, D)) for s in (4, 5)]
     pair = [torch.stack([F.normalize(each[side][:, 0], dim=1) for each in states], 1) for side in (0, 1)]
     student, teacher = zip(*states, strict=True)
@@ -34,8 +34,8 @@ def test_pkd_and_takd_divide_by_the_classes():
 
 
 def test_textbrewers_scores():
-    equal(losses.soft_label(S, O, temperature=T, convention="textbrewer"), F.cross_entropy(S / T, F.softmax(O / T, 1)))
-    equal(losses.logit_mse(S, O, temperature=T, convention="textbrewer"), F.mse_loss(S / T, O / T))
+    equal(losses.soft_label(S, Z, temperature=T, convention="textbrewer"), F.cross_entropy(S / T, F.softmax(Z / T, 1)))
+    equal(losses.logit_mse(S, Z, temperature=T, convention="textbrewer"), F.mse_loss(S / T, Z / T))
 
 
 def test_textbrewers_attention():
@@ -118,21 +118,21 @@ def test_decoupled_of_zhao_et_al():
     """Two KLDivLosses over the batch: of (target, rest), and of the others with the target pushed out."""
     target = F.one_hot(LABEL, C).bool()
     binary, others = [], []
-    for z in (S / T, O / T):
+    for z in (S / T, Z / T):
         p = z.softmax(1)
         binary.append(torch.stack([p[target], p.masked_fill(target, 0).sum(1)], 1))
         others.append((z - 1000.0 * target).softmax(1).clamp(min=1e-300))
     terms = [F.kl_div(pair[0].log(), pair[1], reduction="batchmean") * T**2 for pair in (binary, others)]
-    equal(losses.decoupled(S, O, label=LABEL, temperature=T), terms[0] + 8 * terms[1])
+    equal(losses.decoupled(S, Z, label=LABEL, temperature=T), terms[0] + 8 * terms[1])
 
 
 def test_standardised_and_weighted_soft_labels_of_their_authors():
     def standard(z):
         return (z - z.mean(1, keepdim=True)) / (1e-7 + z.std(1, keepdim=True)) / T
 
-    expected = F.kl_div(standard(S).log_softmax(1), standard(O).softmax(1), reduction="batchmean") * T**2
-    equal(losses.standardised(S, O, temperature=T, convention="published"), expected)
-    ratio = F.cross_entropy(S, LABEL, reduction="none") / (F.cross_entropy(O, LABEL, reduction="none") + 1e-7)
-    rows = F.cross_entropy(S / T, (O / T).softmax(1), reduction="none") * T**2
-    found = losses.weighted_soft_label(S, O, label=LABEL, temperature=T, convention="published")
+    expected = F.kl_div(standard(S).log_softmax(1), standard(Z).softmax(1), reduction="batchmean") * T**2
+    equal(losses.standardised(S, Z, temperature=T, convention="published"), expected)
+    ratio = F.cross_entropy(S, LABEL, reduction="none") / (F.cross_entropy(Z, LABEL, reduction="none") + 1e-7)
+    rows = F.cross_entropy(S / T, (Z / T).softmax(1), reduction="none") * T**2
+    found = losses.weighted_soft_label(S, Z, label=LABEL, temperature=T, convention="published")
     equal(found, ((1 - (-ratio).exp()) * rows).mean())

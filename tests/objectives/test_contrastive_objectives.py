@@ -319,7 +319,7 @@ def test_crd_refuses_more_rows_than_places() -> None:
     objective = crd(memory=3)
     value(objective, vectors(1, 3, WIDTH), vectors(2, 3), [7, 8, 9])
     value(objective, vectors(1, 3, WIDTH), vectors(2, 3), [9, 9, 7])
-    with pytest.raises(UserError, match="memory=3 has a place .* number of training rows"):
+    with pytest.raises(UserError, match=r"memory=3 has a place .* number of training rows"):
         value(objective, vectors(1, 1, WIDTH), vectors(2, 1), [1])
     with pytest.raises(UserError, match="holds no row that another could be told from"):
         value(crd(memory=1), vectors(1, 1, WIDTH), vectors(2, 1), [1])
