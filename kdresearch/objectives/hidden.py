@@ -13,6 +13,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import pair, states
+from kdresearch.objectives.settings import refuse_unused
 from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
 
 LEVELS = ("auto", "tokens", "sentence")
@@ -196,6 +197,9 @@ class Semantic(Objective):
         weight: w of the KL term.
         temperature, divergence, convention: see ``losses.semantic``.
         layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
+
+    Raises:
+        UserError: a choice of layers that a weight of 1 leaves out, and what ``StatePairs`` refuses.
     """
 
     def __init__(
@@ -216,6 +220,9 @@ class Semantic(Objective):
         )
         logits, hidden = torch.zeros(1, 2), torch.zeros(1, 2)
         self.loss(logits, logits, student_hidden=hidden, teacher_hidden=hidden)  # raises ValueError for bad settings
+        chosen = {"layers": layers, "projection": projection, "embeddings": embeddings}
+        if weight == 1:
+            refuse_unused(Semantic, "weight=1 is the KL term alone", **chosen, shared_projection=shared_projection)
         self.states = StatePairs(layers, level, projection, shared_projection, embeddings)
 
     def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:

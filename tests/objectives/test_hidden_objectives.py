@@ -278,6 +278,7 @@ def test_a_choice_of_layers_between_sentence_vectors_is_refused(make: Any) -> No
         (lambda: Feature("fsp", level="sentence"), "loss=fsp relates the tokens of a row"),
         (lambda: Feature(projection="none", shared_projection=True), "shared_projection=true has no effect"),
         (lambda: Semantic(weight=1.5), "weight"),
+        (lambda: Semantic(weight=1.0, layers="last"), "layers=last has no effect: weight=1 is the KL term alone"),
         (lambda: Semantic(temperature=0.0), "temperature must be positive"),
         (lambda: Semantic(divergence="jsd"), "divergence 'jsd'.*forward"),
         (lambda: Semantic(convention="tinybert"), "convention 'tinybert'.*norm"),

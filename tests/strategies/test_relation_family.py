@@ -219,6 +219,8 @@ def test_validation_leaves_the_queue_alone() -> None:
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": 0, "batch_size": 1}, "contrastive .* at least 2"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": -2}, "queue .* at least 0, not -2"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": 0, "in_batch": False}, "leaves no negatives"),
+        (RelationDistiller, {"weights": RELATION | {"rkd_angle": 0, "rkd_distance": 0, "pkt": 0},
+                             "convention": "published"}, "convention=published has no effect: similarity_preserving"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"convention": "ours"}, "convention: 'ours'"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"memory": 9}, "memory=9 has no effect: convention=house"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"momentum": 0.9}, "momentum=0.9 has no effect"),
