@@ -184,13 +184,14 @@ class Crd(Objective):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
-        own = checks.unit(self.student_projection(student.pooled).float())
-        other = checks.unit(self.teacher_projection(teacher.pooled.to(student.pooled.dtype)).float())
+        student_vectors = checks.unit(self.student_projection(student.pooled).float())
+        teacher_vectors = checks.unit(self.teacher_projection(teacher.pooled.to(student.pooled.dtype)).float())
         self._take_places(gather(batch.index), gather(batch.label))
         places = (self.rows == batch.index.unsqueeze(1)).int().argmax(1)
         drawn = self._draw(_negatives(batch, self.rows, self.labels, self.by_class))
-        value = own.new_zeros(())
-        for direction, (anchor, memory) in enumerate(((own, self.teacher_memory), (other, self.student_memory))):
+        value = student_vectors.new_zeros(())
+        directions = ((student_vectors, self.teacher_memory), (teacher_vectors, self.student_memory))
+        for direction, (anchor, memory) in enumerate(directions):
             scores = checks.product(anchor, memory.clone().T.to(anchor.dtype))  # it changes before the backward pass
             positive, negative = scores.gather(1, places.unsqueeze(1)), scores.gather(1, drawn)
             with torch.no_grad():
@@ -205,7 +206,7 @@ class Crd(Objective):
                 temperature=self.temperature,
             )
         if self.training:
-            self._refresh(gather(batch.index), gather(own), gather(other))
+            self._refresh(gather(batch.index), gather(student_vectors), gather(teacher_vectors))
         return value
 
     def _draw(self, allowed: Tensor) -> Tensor:
@@ -249,6 +250,6 @@ def _negatives(batch: Batch, rows: Tensor, labels: Tensor, by_class: bool) -> Te
     """[B, N] bool: which of N ``rows`` are negatives of the batch's: no copies, and of other classes if asked."""
     allowed = rows != batch.index.unsqueeze(1)
     if by_class:
-        own = batch.label.unsqueeze(1)
-        allowed &= (own == UNLABELLED) | (labels == UNLABELLED) | (labels != own)
+        label = batch.label.unsqueeze(1)
+        allowed &= (label == UNLABELLED) | (labels == UNLABELLED) | (labels != label)
     return allowed

@@ -63,7 +63,7 @@ class Queue:
         self.size, self.temperature, self.in_batch, self.by_class = size, temperature, in_batch, by_class
         self.kept: list[tuple[int, int, tuple[np.ndarray, np.ndarray]]] = []
 
-    def told_apart(self, row: int, label: int, other: int, its_label: int) -> bool:
+    def differs(self, row: int, label: int, other: int, its_label: int) -> bool:
         known = UNLABELLED not in (label, its_label)
         return row != other and not (self.by_class and known and label == its_label)
 
@@ -74,7 +74,7 @@ class Queue:
         candidates = (latest if self.in_batch else []) + self.kept
         for i in range(len(rows)):
             for anchor, side in ((0, 1), (1, 0)):
-                others = [v[side] for row, label, v in candidates if self.told_apart(rows[i], labels[i], row, label)]
+                others = [v[side] for row, label, v in candidates if self.differs(rows[i], labels[i], row, label)]
                 scores = np.array([unit[side][i], *others]) @ unit[anchor][i] / self.temperature
                 total += (logsumexp(scores) - scores[0]) / 2
         self.kept = (self.kept + latest)[-self.size :] if self.size else []

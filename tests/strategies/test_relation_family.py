@@ -167,9 +167,9 @@ def test_the_contrast_is_the_loss_and_its_projection_is_trained_and_saved() -> N
     own, other = student(rows.student, asked), module.teacher(rows, asked)
     projected = module.objectives["contrastive"].projection(own.pooled)
     label = rows.label
-    told = (label[:, None] != label) | (label[:, None] == UNLABELLED)
+    apart = (label[:, None] != label) | (label[:, None] == UNLABELLED)
     both = [
-        losses.contrastive(projected, other.pooled, temperature=0.3, anchor=anchor, batch_mask=told)
+        losses.contrastive(projected, other.pooled, temperature=0.3, anchor=anchor, batch_mask=apart)
         for anchor in ("student", "teacher")
     ]
     torch.testing.assert_close(terms["contrastive"], sum(both) / 2)
