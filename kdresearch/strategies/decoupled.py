@@ -14,8 +14,7 @@ class DecoupledDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.decoupled · losses.decoupled.
 
     Zhao et al. have ``nontarget_weight`` 8 on CIFAR-100 and ½ on ImageNet, by how far the teacher's class stands out.
-    With 8, a small student of text learns the order of the wrong classes and loses 5 to 8 points, with or without
-    their warm-up: 1 is the default.
+    With 8 a TextCNN lost 5 points on TREC (4 with their warm-up) and 7 on BANKING77: 1 is the default.
 
     Args:
         temperature, target_weight, nontarget_weight: see ``losses.decoupled``.
