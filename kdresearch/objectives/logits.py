@@ -105,7 +105,7 @@ class Decoupled(LogitsObjective):
     needs_labels = True
     min_classes = 3
 
-    def __init__(self, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 8.0) -> None:
+    def __init__(self, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 1.0) -> None:
         super().__init__(
             losses.decoupled, temperature=temperature, target_weight=target_weight, nontarget_weight=nontarget_weight
         )
