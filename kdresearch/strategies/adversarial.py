@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from kdresearch.errors import UserError
 from kdresearch.objectives.adversarial import Adversarial
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.manual import ends_accumulation, step_by_hand
 from kdresearch.structures import Batch, Model
 
 
@@ -68,11 +68,7 @@ class AdversarialDistiller(Distiller):
         return term
 
     def setup(self, stage: str) -> None:
-        # Lightning refuses a Trainer that clips or accumulates beside manual optimization, and looks before this hook;
-        # both are done here by hand.
-        self.automatic_optimization = stage != "fit"
-        # What a checkpoint between two validations holds is, as it should be, the state after the update.
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
         made = super().configure_optimizers()
@@ -83,10 +79,10 @@ class AdversarialDistiller(Distiller):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        accumulated, done = self.trainer.accumulate_grad_batches, batch_idx + 1
+        accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward(loss / accumulated)
         self._discriminate(accumulated)
-        if done % accumulated == 0 or self.trainer.is_last_batch or done == self.trainer.num_training_batches:
+        if ends_accumulation(self, batch_idx):
             self._update()
         return loss
 

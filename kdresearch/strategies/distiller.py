@@ -245,7 +245,11 @@ class Distiller(LightningModule):
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameter_groups())
+        return self.optimization(self.parameter_groups())
+
+    def optimization(self, groups: list[dict[str, Any]]) -> Any:
+        """The optimizer of these parameter groups and its schedule, as Lightning wants them."""
+        optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale")
         if self.make_scheduler is None:
