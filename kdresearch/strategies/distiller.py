@@ -244,6 +244,12 @@ class Distiller(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
+    def forget_moments(self) -> None:
+        """Let the optimizer begin anew, at the rate where its schedule is."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        optimizer.state.clear()
+
     def configure_optimizers(self) -> Any:
         return self.optimization(self.parameter_groups())
 

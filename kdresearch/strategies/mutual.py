@@ -200,7 +200,7 @@ def _of(place: int, name: str) -> str:
 
 
 def _check_different(networks: Sequence[nn.Module]) -> None:
-    """Refuse two that start as one: on the same batches they stay one, and KL between equals is 0, as is its gradient."""
+    """Refuse two that start as one: they stay one on the same batches, where KL is 0 and has no gradient."""
     for place, network in enumerate(networks):
         for before, other in enumerate(networks[:place]):
             if type(network) is not type(other) or network.config != other.config:
