@@ -27,6 +27,7 @@ OF_TEACHER = ("confidence", "entropy")
 
 KEPT = "kept"
 REPEATED_NGRAM = 4
+RULES = 2  # short rows are found with a word changed
 SHORTEST = 3  # words of a text of which two are a copy of most of it
 _APOSTROPHES = re.compile("['’]")
 _WORD = re.compile(r"[^\W_]+")
@@ -203,8 +204,9 @@ class Filters:
                 )
 
     def key(self) -> dict[str, Any]:
-        """The settings of the filters of the text, which are those that a pool depends on."""
-        return {name: value for name, value in asdict(self).items() if not name.endswith(OF_TEACHER)}
+        """The settings of the filters of the text, which are those that a pool depends on, and the rules' version."""
+        settings = {name: value for name, value in asdict(self).items() if not name.endswith(OF_TEACHER)}
+        return {"rules": RULES, **settings}
 
     @property
     def ask_teacher(self) -> bool:

@@ -56,6 +56,9 @@ class Distiller(LightningModule):
     milestones: tuple[int, ...] = ()
     """Updates from which on other objectives are computed than before; known while it is fitted."""
 
+    labelled_share: float = 0.0
+    """What labelled rows are of an epoch's at least, where rows without labels are trained on as well."""
+
     def __init__(
         self,
         student: Model,
