@@ -71,9 +71,9 @@ class EpochBatches(Sampler[list[int]]):
 
     The rows are shuffled, cut into buckets of many batches, sorted by length within the bucket and cut into
     batches, which are shuffled again. Rows with and without labels are sorted apart and dealt out evenly, so that each
-    batch has its share of both, however long they are. Every replica gets the same number of batches; where they do not divide, some
-    are given a second time, and with ``mark_repeats`` their positions come as ``-1 - position`` so that no metric
-    counts them twice.
+    batch has its share of both, however long they are. Every replica gets the same number of batches; where they do
+    not divide, some are given a second time, and with ``mark_repeats`` their positions come as ``-1 - position`` so
+    that no metric counts them twice.
 
     Args:
         lengths: [N] tokens of each row.
