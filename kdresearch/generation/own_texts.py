@@ -23,7 +23,8 @@ class OwnTexts:
         quoted: False where quotation marks are ordinary characters; not of lines.
 
     Raises:
-        UserError: a path that is not a file, an unknown format, a setting of columns for lines; from ``prepare``, a file that does not hold texts.
+        UserError: a path that is not a file, an unknown format, a setting of columns for lines; from
+            ``prepare``, a file that does not hold texts.
     """
 
     def __init__(self, path: str | Path, *, text: str = "text", format: str | None = None, quoted: bool = True) -> None:

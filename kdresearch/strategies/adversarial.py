@@ -21,11 +21,11 @@ class AdversarialDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.adversarial · −log D(student).
 
     After Xu et al. 2018, "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with
-    Conditional Adversarial Networks", §3: labels, a discriminator D in the place of a hand-made distance, and a term that keeps the
-    student near the teacher. Theirs differs in two things: D also guesses the label of the row, which both sides are
-    trained by, and the last term is the L1 distance of the logits where this one is soft labels. It is not KDGAN (Wang
-    et al. 2018): there the teacher is trained as well, it and the classifier learn from each other, and both sample
-    labels, relaxed by Gumbel noise, for a discriminator of (row, label) pairs. A frozen teacher cannot play that game.
+    Conditional Adversarial Networks", §3: labels, a discriminator D in the place of a hand-made distance, and a term
+    that keeps the student near the teacher. Theirs differs in two things: D also guesses the label of the row, which
+    both sides are trained by, and the last term is the L1 distance of the logits where this one is soft labels. It is
+    not KDGAN (Wang et al. 2018): there the teacher is trained as well, it and the classifier learn from each other, and
+    both sample labels, relaxed by Gumbel noise, for a discriminator of (row, label) pairs.
 
     The discriminator D learns on the same rows, by its own optimizer (Adam); both sides step at the same updates, and
     only the student's count. Clipping, accumulation and the schedule are the student's as ever; D's gradient is

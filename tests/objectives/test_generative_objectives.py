@@ -57,7 +57,7 @@ def test_what_they_learn_from() -> None:
 
 
 def test_the_published_formulas_on_a_small_case() -> None:
-    """GAL (He et al. 2022): -sum_c p_t log p_s of soft labels at τ=1; ZeroGen (Ye et al. 2022): -log p_s of the class."""
+    """GAL (He et al. 2022): -sum_c p_t log p_s of soft labels at τ=1; ZeroGen (Ye et al. 2022): -log p_s(ŷ)."""
     student = torch.tensor([[0.8, 0.2], [0.5, 0.5]]).log()
     teacher = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
     rows = Batch(torch.arange(2), torch.tensor([UNLABELLED] * 2), batch([0, 0]).student)
