@@ -85,6 +85,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     promised, reading = teachers.promise(asked, chosen, store, data) if teaches else (None, SAME)
     planned = _strategy(cfg, student := _student(cfg, data), data, promised, reading)
     start.check(cfg, student, data)
+    data.least_labelled = planned.labelled_share
     judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
     answers: teachers.Answers | None = None
     device = device_of(cfg)

@@ -56,6 +56,9 @@ class Distiller(Curves):
             tokens that cannot be compared, models that do not fit each other, or class weights without a label term.
     """
 
+    labelled_share: float = 0.0
+    """What labelled rows are of an epoch's at least, where rows without labels are trained on as well."""
+
     def __init__(
         self,
         student: Model,
@@ -229,8 +232,18 @@ class Distiller(Curves):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
+    def forget_moments(self) -> None:
+        """Let the optimizer begin anew, at the rate where its schedule is."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        optimizer.state.clear()
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameter_groups())
+        return self.optimization(self.parameter_groups())
+
+    def optimization(self, groups: list[dict[str, Any]]) -> Any:
+        """The optimizer of these parameter groups and its schedule, as Lightning wants them."""
+        optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale")
         if self.make_scheduler is None:
