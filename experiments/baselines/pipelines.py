@@ -102,7 +102,9 @@ def main() -> None:
             "macro_f1": float(f1_score(answers, predicted, average="macro", zero_division=0)),
             "seconds": round(fitted, 2),
         }
-        print(f"{name:45s} {100 * figures['accuracy']:6.2f} {100 * figures['macro_f1']:6.2f} {fitted:7.1f} s", flush=True)
+        print(
+            f"{name:45s} {100 * figures['accuracy']:6.2f} {100 * figures['macro_f1']:6.2f} {fitted:7.1f} s", flush=True
+        )
         told.append(figures)
     if given.json is not None:
         counts = {"train": len(texts), "test": len(unseen), "classes": len(np.unique(labels))}

@@ -171,6 +171,10 @@ class TextDataModule(LightningDataModule):
             seed=self.order_seed,
         )
 
+    def epoch_rows(self) -> np.ndarray:
+        """Every row of the first epoch, by its place in the corpus; repeated ones as often as they come."""
+        return np.concatenate([self.split.trained, self.split.generated])[self.mixture(0)]
+
     def setup(self, stage: str | None = None) -> None:
         self.prepare()
 

@@ -24,6 +24,7 @@ HISTORY = 8  # pairs that the Hessian is estimated from
 _CHUNK = 1 << 26  # numbers of a product with Xᵀ that are held at a time
 _TRIALS = 30  # of a line search
 _DECREASE, _CURVATURE = 1e-4, 0.9  # the strong Wolfe conditions (Nocedal & Wright 2006, §3.1)
+_ROUNDING = 1e-6  # share of the loss that is no rise: objectives are computed in single precision
 
 
 class Features:
@@ -37,10 +38,9 @@ class Features:
     def __init__(self, rows: sparse.csr_matrix, ratio: np.ndarray | None = None) -> None:
         self.rows, self.columns = rows, rows.T.tocsr()
         self.square = None if ratio is None else np.square(ratio.reshape(len(ratio), -1)).astype(rows.dtype)
-
-    def scores(self, weights: np.ndarray) -> np.ndarray:
-        """X W [N, K] of weights [V, K] of the plain features."""
-        return np.asarray(self.rows @ weights)
+        squares = rows.multiply(rows).sum(0)
+        mean = 1.0 if self.square is None else self.square.mean(1, dtype=np.float64)
+        self.mean_square = float((np.asarray(squares).ravel() * mean).sum() / max(1, rows.shape[0]))
 
     def weights(self, coefficients: np.ndarray) -> np.ndarray:
         """r² ∘ Xᵀ A [V, K]: the weights of the plain features that coefficients [N, K] stand for."""
@@ -49,18 +49,19 @@ class Features:
             weights *= self.square
         return weights
 
-    def gram(self, coefficients: np.ndarray) -> np.ndarray:
-        """The scores [N, K] of those weights, some columns at a time."""
+    def gram(self, coefficients: np.ndarray, rows: sparse.csr_matrix | None = None) -> np.ndarray:
+        """The scores of those weights on these rows [N, K] or on others [M, K], some columns at a time."""
+        rows = self.rows if rows is None else rows
         width = max(1, _CHUNK // max(1, self.rows.shape[1]))
         if coefficients.shape[1] <= width:
-            return self.scores(self.weights(coefficients))
-        found = np.empty_like(coefficients)
+            return np.asarray(rows @ self.weights(coefficients))
+        found = np.empty((rows.shape[0], coefficients.shape[1]), coefficients.dtype)
         for first in range(0, coefficients.shape[1], width):
             part = slice(first, first + width)
             weights = np.asarray(self.columns @ np.ascontiguousarray(coefficients[:, part]))
             if self.square is not None:
                 weights *= self.square if self.square.shape[1] == 1 else self.square[:, part]
-            found[:, part] = self.rows @ weights
+            found[:, part] = rows @ weights
         return found
 
 
@@ -96,6 +97,13 @@ class Solution(NamedTuple):
 
 def zero(rows: int, columns: int, dtype: type = np.float64) -> Vector:
     return Vector(np.zeros((rows, columns), dtype), np.zeros((rows, columns), dtype), np.zeros(columns, dtype))
+
+
+def norm_at_zero(features: Features, loss: ScoreLoss, like: Vector) -> float:
+    """The norm of the gradient where all weights and biases are 0."""
+    _, slope = loss(np.zeros_like(like.scores))
+    gradient = Vector(slope, features.gram(slope), slope.sum(0))
+    return math.sqrt(max(0.0, gradient.dot(gradient)))
 
 
 def minimise(
@@ -167,7 +175,7 @@ def _search(
         there, slope = loss(scores + scores.dtype.type(step) * along)
         rise = there - value + step * linear + step * step * square / 2
         steep = float(np.vdot(slope, along)) + linear + step * square
-        if rise > _DECREASE * step * start or not math.isfinite(rise):
+        if rise > _DECREASE * step * start + _ROUNDING * abs(value) or not math.isfinite(rise):
             high = step
             step = (low + high) / 2 if not math.isfinite(steep) else _between(low, low_slope, high, steep)
         elif abs(steep) <= -_CURVATURE * start:

@@ -85,6 +85,10 @@ class StagedDistiller(CombinedDistiller):
         self.milestones = self._ends(self.updates)[:-1]
 
     @property
+    def convex(self) -> bool:
+        return False  # each stage minimises something else
+
+    @property
     def stage(self) -> int:
         """The stage of this update, from 0."""
         return bisect_right(self.milestones, self.global_step)
