@@ -142,10 +142,9 @@ def minimise(
 
 
 def _gradient(features: Features, slope: np.ndarray, point: Vector, penalty: float) -> Vector:
-    plain = Vector(slope, features.gram(slope), slope.sum(0))
-    plain.coefficients[...] += slope.dtype.type(penalty) * point.coefficients
-    plain.scores[...] += slope.dtype.type(penalty) * point.scores
-    return plain
+    factor = slope.dtype.type(penalty)
+    scores = features.gram(slope)
+    return Vector(slope + factor * point.coefficients, scores + factor * point.scores, slope.sum(0))
 
 
 def _direction(gradient: Vector, pairs: list[tuple[Vector, Vector, float]]) -> Vector:

@@ -77,7 +77,7 @@ class NgramTokenizer:
         return {"tokenizer": "ngram", "format": 2, **self.settings}
 
     def fit(self, texts: Iterable[list[str]]) -> None:
-        """Learn the vocabulary; ``lengths`` then says how many words an exact feature has, 0 where it has characters."""
+        """Learn the vocabulary; ``lengths`` then says how many words an exact feature has, 0 if it has characters."""
         held: list[list[str]] = []
 
         def remember() -> Iterator[list[str]]:
