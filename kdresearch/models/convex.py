@@ -20,7 +20,8 @@ from scipy import sparse
 ScoreLoss = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """Scores [N, K] to a loss, a convex function of them, and its gradient [N, K]."""
 
-HISTORY = 8  # pairs that the Hessian is estimated from
+HISTORY = 8  # pairs that the Hessian is estimated from, where the memory for them is
+_HISTORY_BYTES = 2 << 30
 _CHUNK = 1 << 26  # numbers of a product with Xᵀ that are held at a time
 _TRIALS = 30  # of a line search
 _DECREASE, _CURVATURE = 1e-4, 0.9  # the strong Wolfe conditions (Nocedal & Wright 2006, §3.1)
@@ -116,6 +117,7 @@ def minimise(
         iterations: after which it stops short of that.
     """
     point, pairs = start, list[tuple[Vector, Vector, float]]()
+    history = max(2, min(HISTORY, _HISTORY_BYTES // (4 * start.scores.nbytes)))
     value, slope = loss(point.scores + point.bias)
     gradient = _gradient(features, slope, point, penalty)
     done = 0
@@ -136,7 +138,7 @@ def minimise(
         before, gradient = gradient, _gradient(features, slope, point, penalty)
         change = gradient.plus(-1.0, before)
         if (curvature := change.dot(move)) > 0:
-            pairs = [*pairs[1 - HISTORY :], (move, change, curvature)]
+            pairs = [*pairs[1 - history :], (move, change, curvature)]
         done += 1
     return Solution(point, value + penalty / 2 * float(np.vdot(point.coefficients, point.scores)), norm, done)
 

@@ -88,7 +88,7 @@ class Path:
 
     def __iter__(self) -> Iterator[Step]:
         for weighting in self.model.candidates():
-            features, held = self._design(weighting)
+            features, held, _ = self._design(weighting)
             point = zero(self.rows.shape[0], self.model.columns, self.dtype)
             near = _NEAR * norm_at_zero(features, self._score_loss, point)
             for strength in self.solver.strengths:
@@ -98,12 +98,11 @@ class Path:
 
     def finish(self, step: Step) -> Step:
         """Solve a step to the end, and give its weights to the model."""
-        features, held = self._design(step.weighting)
+        features, held, ratio = self._design(step.weighting)
         start = step.solution.point
         least = self.solver.tolerance * norm_at_zero(features, self._score_loss, start)
         solution = self._solved(features, step.strength, start, least)
         point = solution.point
-        ratio = self.model.ratios(self.rows, self.label, step.weighting, self.lengths)
         self.model.place(step.weighting, ratio, features.weights(point.coefficients), point.bias)
         logits = self._logits(features.gram(point.coefficients, held), point)
         return Step(step.weighting, step.strength, solution, logits)
@@ -112,15 +111,15 @@ class Path:
         penalty = features.mean_square / (strength * self.rows.shape[0])
         return minimise(features, self._score_loss, start, penalty=penalty, tolerance=tolerance, iterations=_ITERATIONS)
 
-    def _design(self, weighting: str) -> tuple[Features, sparse.csr_matrix]:
-        """The training rows and the held ones as a weighting reads them."""
+    def _design(self, weighting: str) -> tuple[Features, sparse.csr_matrix, np.ndarray | None]:
+        """The training rows and the held ones as a weighting reads them, and its ratios."""
         ratio = self.model.ratios(self.rows, self.label, weighting, self.lengths)
         if weighting != "tfidf" or ratio is None:
-            return Features(self.rows.astype(self.dtype), ratio), self.held.astype(self.dtype)
+            return Features(self.rows.astype(self.dtype), ratio), self.held.astype(self.dtype), ratio
         rows, held = (
             _unit_rows(each @ sparse.diags(ratio[:, 0])).astype(self.dtype) for each in (self.rows, self.held)
         )
-        return Features(rows), held
+        return Features(rows), held, ratio
 
     def _score_loss(self, scores: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss by the columns of the model; two classes have one."""

@@ -429,7 +429,7 @@ def test_other_settings_are_another_key() -> None:
                 {"lowercase": False},
                 {"characters": [3, 5]},
                 {"characters": [2, 5]},
-            )  # fmt: skip
+            )
         ),
         TorchtextTokenizer(),
         *(TorchtextTokenizer(**one) for one in ({"size": 9}, {"min_count": 9}, {"name": None})),

@@ -183,7 +183,7 @@ def test_it_learns_what_a_word_tells() -> None:
 
 
 def test_what_it_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match="weighting: 'bn'.*auto, nb, tfidf, none"):
+    with pytest.raises(UserError, match=r"weighting: 'bn'.*auto, nb, tfidf, none"):
         NgramLinear(6, 2, weighting="bn")
     for model, field in ((NgramLinear(6, 2), "pooled"), (NgramBag(6, 2), "attention")):
         with pytest.raises(ValueError, match=f"does not provide {field}"):
