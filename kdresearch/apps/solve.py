@@ -20,8 +20,7 @@ from kdresearch.data.tokenizers import NgramTokenizer
 from kdresearch.errors import UserError
 from kdresearch.evaluation.metrics import task_metrics
 from kdresearch.models.ngram import NgramLinear, sparse_rows
-from kdresearch.models.solver import Path as Optima
-from kdresearch.models.solver import Solver, Step
+from kdresearch.models.solver import Optima, Solver, Step
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.scores import ScoreLoss
 from kdresearch.teachers.calibrated import fitted_temperature
@@ -78,10 +77,11 @@ def solve(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
     record.write(status="running")
     started = time.perf_counter()
-    trained, places = np.unique(data.epoch_rows(), return_inverse=True)
+    epoch = data.epoch_rows()
+    trained = np.unique(epoch)
     rows, label = sparse_rows(data.evaluation(trained), student.vocabulary)
     held, held_label = sparse_rows(data.evaluation(data.split.validation), student.vocabulary)
-    loss = ScoreLoss(module, data.evaluation(trained), places if len(places) > len(trained) else None)
+    loss = ScoreLoss(module, data.evaluation(trained), epoch if len(epoch) > len(trained) else None)
     lengths = data.tokenizer.lengths if isinstance(data.tokenizer, NgramTokenizer) else None
     path = Optima(solver, student, rows, label, held, loss, lengths)
     truth = torch.from_numpy(held_label)

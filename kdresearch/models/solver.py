@@ -62,7 +62,7 @@ class Solver:
         self.method, self.strengths, self.calibrate, self.tolerance = method, strengths, calibrate, tolerance
 
 
-class Path:
+class Optima:
     """The optima of a model on some rows.
 
     Args:

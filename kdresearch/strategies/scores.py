@@ -21,10 +21,10 @@ class ScoreLoss:
     Args:
         strategy: one that is ``convex``.
         batches: every row once; the teacher is asked here, once.
-        places: rows of an epoch as positions in those, where some come several times; None takes each once.
+        epoch: [N] the rows of an epoch, by ``Batch.index``, where some come several times; None takes each once.
     """
 
-    def __init__(self, strategy: Distiller, batches: Iterable[Batch], places: np.ndarray | None = None) -> None:
+    def __init__(self, strategy: Distiller, batches: Iterable[Batch], epoch: np.ndarray | None = None) -> None:
         self.strategy = strategy
         index, label, answers = [], [], []
         for batch in batches:
@@ -33,7 +33,7 @@ class ScoreLoss:
             if strategy.teacher is not None:
                 with torch.no_grad():
                     answers.append(_scores(strategy.teacher(batch, LOGITS)))
-        self.places = None if places is None else torch.from_numpy(places)
+        self.places = None if epoch is None else _places(torch.cat(index).numpy(), epoch)
         nothing = torch.empty(0, dtype=torch.long)
         tokens = Tokens(nothing, nothing.bool())
         self.batch = Batch(self._placed(torch.cat(index)), self._placed(torch.cat(label)), tokens)
@@ -60,6 +60,12 @@ class ScoreLoss:
         loss = torch.stack([weights[name] * value for name, value in self.terms(leaf).items()]).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
         return float(loss.detach()), gradient.numpy()
+
+
+def _places(index: np.ndarray, epoch: np.ndarray) -> Tensor:
+    """Where each row of the epoch [N] stands among the distinct ones [M]."""
+    order = np.argsort(index)
+    return torch.from_numpy(order[np.searchsorted(index[order], epoch)])
 
 
 def _scores(answer: Outputs) -> list[Tensor]:

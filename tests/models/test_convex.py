@@ -10,7 +10,7 @@ from kdresearch.errors import UserError
 from kdresearch.models import convex
 from kdresearch.models.convex import Features, minimise, norm_at_zero, zero
 from kdresearch.models.ngram import NgramLinear
-from kdresearch.models.solver import Path, Solver
+from kdresearch.models.solver import Optima, Solver
 
 
 def cross_entropy(target: np.ndarray):
@@ -39,7 +39,7 @@ def solved(rows: sparse.csr_matrix, label: np.ndarray, target: np.ndarray, **opt
     settings = {"strengths": [4.0], "tolerance": 1e-7} | options
     weighting = settings.pop("weighting", "none")
     model = NgramLinear(rows.shape[1], target.shape[1], weighting=weighting)
-    path = Path(Solver(**settings), model, rows, label, rows, cross_entropy(target))
+    path = Optima(Solver(**settings), model, rows, label, rows, cross_entropy(target))
     step = path.finish(list(path)[-1])
     return model, torch.from_numpy(step.logits).softmax(1).numpy()
 
