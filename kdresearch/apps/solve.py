@@ -23,6 +23,7 @@ from kdresearch.models.ngram import NgramLinear, sparse_rows
 from kdresearch.models.solver import Optima, Solver, Step
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.scores import ScoreLoss
+from kdresearch.structures import UNLABELLED
 from kdresearch.teachers.calibrated import fitted_temperature
 
 _BY_UPDATES = ("student.training.", "optimizer", "scheduler", "trainer.max_", "trainer.gradient_clip_val")
@@ -116,7 +117,13 @@ def solve(
 
 
 def _calibrated(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
-    """Divide weights and biases by the temperature that the validation rows ask for."""
+    """Divide weights and biases by the temperature that the validation rows ask for; 1 where it gets all of them right.
+
+    These would ask for certainty, and say nothing about rows that it gets wrong.
+    """
+    known = label != UNLABELLED
+    if bool((logits[known].argmax(1) == label[known]).all()):
+        return 1.0
     temperature = fitted_temperature(logits, label)
     with torch.no_grad():
         for parameter in student.parameters():
