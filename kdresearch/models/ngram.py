@@ -94,9 +94,10 @@ class NgramLinear(nn.Module):
             known = label != UNLABELLED
             one = sparse.csr_matrix((np.ones(known.sum()), (label[known], np.flatnonzero(known))))
             one.resize(self.classes, len(label))
-            return log_count_ratio(torch.from_numpy((one @ rows).T.toarray()).double(), self.smoothing).numpy()
+            counts = torch.from_numpy((one @ rows).T.toarray()).double()
+            return np.asarray(log_count_ratio(counts, self.smoothing).numpy())
         if weighting == "tfidf":
-            found = np.log((1 + rows.shape[0]) / (1.0 + np.bincount(rows.indices, minlength=self.vocabulary))) + 1
+            found: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + np.bincount(rows.indices, minlength=self.vocabulary))) + 1
             found[0] = 0
             if lengths is not None:
                 found[lengths > TFIDF_WORDS] = 0
