@@ -127,7 +127,7 @@ def _calibrated(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
     temperature = fitted_temperature(logits, label)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter /= temperature
+            parameter.div_(temperature)
     return temperature
 
 

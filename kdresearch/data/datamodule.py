@@ -173,7 +173,8 @@ class TextDataModule(LightningDataModule):
 
     def epoch_rows(self) -> np.ndarray:
         """Every row of the first epoch, by its place in the corpus; repeated ones as often as they come."""
-        return np.concatenate([self.split.trained, self.split.generated])[self.mixture(0)]
+        rows: np.ndarray = np.concatenate([self.split.trained, self.split.generated])[self.mixture(0)]
+        return rows
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare()

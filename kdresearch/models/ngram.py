@@ -97,7 +97,8 @@ class NgramLinear(nn.Module):
             counts = torch.from_numpy((one @ rows).T.toarray()).double()
             return np.asarray(log_count_ratio(counts, self.smoothing).numpy())
         if weighting == "tfidf":
-            found: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + np.bincount(rows.indices, minlength=self.vocabulary))) + 1
+            frequency = np.bincount(rows.indices, minlength=self.vocabulary)
+            found: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + frequency)) + 1
             found[0] = 0
             if lengths is not None:
                 found[lengths > TFIDF_WORDS] = 0
