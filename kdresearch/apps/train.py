@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdresearch import __version__, package
-from kdresearch.apps import pseudo_samples, start
+from kdresearch.apps import pseudo_samples, solve, start
 from kdresearch.apps import teacher as teachers
 from kdresearch.apps.budget import Budget, check_budget, limits
 from kdresearch.apps.config import build, plain
@@ -86,6 +86,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     planned = _strategy(cfg, student := _student(cfg, data), data, promised, reading)
     start.check(cfg, student, data)
     data.least_labelled = planned.labelled_share
+    solver = solve.solver_of(cfg, chosen, planned, data)
     judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
     answers: teachers.Answers | None = None
     device = device_of(cfg)
@@ -121,7 +122,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     pl.seed_everything(cfg.seeds.init, workers=True, verbose=False)
     student = _student(cfg, data)
     with phases("data"):
-        _look_at_data(student, data)
+        _look_at_data(student, data, solved=solver is not None)
     if cfg.start["from"] is not None:
         with phases("knowledge"):
             start.begin(cfg, student, data, found.folders[0], store)
@@ -129,7 +130,11 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     for peer in getattr(module, "peers", ()):
         _look_at_data(peer, data)
     with phases("fit"):
-        updates, best_epoch = _fit(cfg, folder, module, data, record)
+        if solver is None:
+            updates, best_epoch = _fit(cfg, folder, module, data, record)
+        else:
+            _open_loggers(cfg, folder, module, data, record)
+            updates, best_epoch = solve.solve(cfg, solver, folder, module, data, record)
     record.facts |= {"updates": updates, "best_epoch": best_epoch}
     with phases("evaluate"):
         return _evaluate(cfg, folder, module, data, answers.evaluation if answers else None, record)
@@ -287,9 +292,9 @@ def _data_facts(data: TextDataModule) -> dict[str, Any]:
     }
 
 
-def _look_at_data(student: Any, data: TextDataModule) -> None:
+def _look_at_data(student: Any, data: TextDataModule, *, solved: bool = False) -> None:
     """What a model wants to see before it is trained: n-gram counts, word vectors."""
-    if hasattr(student, "prepare"):
+    if hasattr(student, "prepare") and not solved:
         student.prepare(data.training_batches())
     vectors = data.tokenizer.vectors() if hasattr(data.tokenizer, "vectors") else None
     if vectors is not None:
@@ -298,6 +303,30 @@ def _look_at_data(student: Any, data: TextDataModule) -> None:
                 f"student.tokenizer.vectors: {type(student).__name__} has no word embeddings to load them into"
             )
         student.load_vectors(*vectors)
+
+
+def _open_loggers(
+    cfg: DictConfig,
+    folder: Path,
+    module: Distiller,
+    data: TextDataModule,
+    record: Record,
+    resumed: Path | None = None,
+) -> None:
+    labels = {
+        "name": record.name,
+        "study": cfg.study,
+        "group": record.group,
+        "job_type": "distill" if module.teacher is not None else "train",
+        "tags": [data.corpus.name, str(record.facts["cell"]["strategy"]), *cfg.tags],
+    }
+    config = {
+        **plain(cfg),
+        "cell": record.facts["cell"],
+        "lineage": {"data": record.facts["data"], "teacher": record.facts["teacher"]}
+        | ({"generation": record.facts["generation"]} if "generation" in record.facts else {}),
+    }
+    record.loggers = make_loggers(plain(cfg.logger), folder, labels, config, resumed)
 
 
 def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule, record: Record) -> tuple[int, int]:
@@ -318,20 +347,7 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
     if cfg.selection.patience is not None:
         stops: dict[str, Any] = {"mode": mode, "patience": cfg.selection.patience, "check_on_train_epoch_end": False}
         callbacks.append(EarlyStopping(monitor, **stops))
-    labels = {
-        "name": record.name,
-        "study": cfg.study,
-        "group": record.group,
-        "job_type": "distill" if module.teacher is not None else "train",
-        "tags": [data.corpus.name, str(record.facts["cell"]["strategy"]), *cfg.tags],
-    }
-    config = {
-        **plain(cfg),
-        "cell": record.facts["cell"],
-        "lineage": {"data": record.facts["data"], "teacher": record.facts["teacher"]}
-        | ({"generation": record.facts["generation"]} if "generation" in record.facts else {}),
-    }
-    record.loggers = make_loggers(plain(cfg.logger), folder, labels, config, resumed)
+    _open_loggers(cfg, folder, module, data, record, resumed)
     trainer = _trainer(
         cfg,
         callbacks=callbacks,

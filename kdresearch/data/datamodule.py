@@ -173,6 +173,11 @@ class TextDataModule(LightningDataModule):
             seed=self.order_seed,
         )
 
+    def epoch_rows(self) -> np.ndarray:
+        """Every row of the first epoch, by its place in the corpus; repeated ones as often as they come."""
+        rows: np.ndarray = np.concatenate([self.split.trained, self.split.generated])[self.mixture(0)]
+        return rows
+
     def setup(self, stage: str | None = None) -> None:
         self.prepare()
 

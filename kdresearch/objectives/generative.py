@@ -16,6 +16,8 @@ class PseudoSample(LogitsObjective):
     See ``losses.pseudo_label``; 0 for a batch that has no such row.
     """
 
+    convex = True
+
     def __init__(self, temperature: float = 1.0, hard: bool = False) -> None:
         super().__init__(losses.pseudo_label, temperature=temperature, hard=hard)
         self.loss(torch.zeros(2, 3), torch.zeros(2, 3), **self.settings)  # raises ValueError

@@ -29,6 +29,7 @@ class Label(Objective):
 
     teacher_needs = frozenset()
     needs_labels = True
+    convex = True
 
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
@@ -87,10 +88,13 @@ class SoftLabel(LogitsObjective):
         super().__init__(
             losses.soft_label, temperature=temperature, divergence=divergence, beta=beta, convention=convention
         )
+        self.convex = divergence == "forward" or (divergence == "jsd" and beta == 0)
 
 
 class LogitMse(LogitsObjective):
     """Squared difference of logits: ``losses.logit_mse``."""
+
+    convex = True
 
     def __init__(self, temperature: float = 1.0, convention: str = "house") -> None:
         super().__init__(losses.logit_mse, temperature=temperature, convention=convention)

@@ -118,6 +118,11 @@ class Distiller(Curves):
         return any(not term.needs_labels for term in self.objectives.values())
 
     @property
+    def convex(self) -> bool:
+        """Whether it minimises one convex function of the rows' class scores, the same at every update."""
+        return not self.schedules and all(term.convex for term in self.objectives.values())
+
+    @property
     def compares_tokens(self) -> bool:
         """Whether an objective speaks of tokens, so that both sides' must correspond."""
         return any(term.needs_shared_tokens for term in self.objectives.values())

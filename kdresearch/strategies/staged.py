@@ -93,6 +93,10 @@ class StagedDistiller(CombinedDistiller):
             self.forget_moments()
 
     @property
+    def convex(self) -> bool:
+        return False  # each stage minimises something else
+
+    @property
     def stage(self) -> int:
         """The stage of this update, from 0."""
         return bisect_right(self.milestones, self.global_step)

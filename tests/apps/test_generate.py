@@ -30,7 +30,7 @@ BASE = (
 )  # fmt: skip
 TEACHER = (
     "teacher=ngram",
-    "teacher.recipe=['student=ngram', 'student.training.learning_rate=0.05', 'student.training.epochs=8']",
+    "teacher.recipe=['student=ngram']",
 )  # fmt: skip
 RESAMPLE = ("generator=resample", "generator.chunk=64")
 TRAINING = ("student.training.epochs=2", "logger=none", "evaluation.efficiency=false")

@@ -40,7 +40,7 @@ STUDENT = (
 )  # fmt: skip
 TEACHER = (
     "teacher=ngram",
-    "teacher.recipe=['student=ngram', 'student.training.learning_rate=0.05', 'student.training.epochs=8']",
+    "teacher.recipe=['student=ngram']",
 )  # fmt: skip
 TASK = {"accuracy", "macro_f1", "nll", "brier", "ece"}
 FIDELITY = {"agreement", "kl_to_teacher", "js_to_teacher", "agreement_on_teacher_errors"}
