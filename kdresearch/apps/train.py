@@ -41,9 +41,7 @@ from kdresearch.strategies.generative import GenerativeDistiller
 from kdresearch.structures import RECORDED, SAME, Model, Reading, Teacher
 
 
-def run(
-    cfg: DictConfig, folder: Path, chosen: Chosen, tuning: dict[str, Any] | None = None
-) -> dict[str, float]:
+def run(cfg: DictConfig, folder: Path, chosen: Chosen, tuning: dict[str, Any] | None = None) -> dict[str, float]:
     """Train and evaluate one configuration; ``folder`` then holds its whole record.
 
     Args:

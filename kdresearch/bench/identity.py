@@ -39,7 +39,8 @@ _SAME = {
 def normalised(value: Any) -> Any:
     """Equal content as equal JSON: 2.0 as 2, tuples as lists, keys as strings, and no key whose value is null."""
     if isinstance(value, Mapping):
-        return {str(key): normalised(each) for key, each in sorted(value.items(), key=str) if each is not None}
+        present = {str(key): each for key, each in value.items() if each is not None and key != "_partial_"}
+        return {key: normalised(present[key]) for key in sorted(present)}
     if isinstance(value, list | tuple):
         return [normalised(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -53,7 +54,7 @@ def settings(config: Mapping[str, Any], *, content: str, teacher: Mapping[str, A
         content: the fingerprint of the data's rows, which stands for where they lie and how they were read.
         teacher: what the teacher is and how it answers; None where the run has none.
     """
-    result = normalised({name: config.get(name) for name in SECTIONS if name != "teacher"})
+    result: dict[str, Any] = normalised({name: config.get(name) for name in SECTIONS if name != "teacher"})
     data = result.get("data", {})
     sources = {value for value in data.pop("source", {}).values() if isinstance(value, str)}
     result["data"] = {key: each for key, each in data.items() if not (isinstance(each, str) and each in sources)}
@@ -61,6 +62,8 @@ def settings(config: Mapping[str, Any], *, content: str, teacher: Mapping[str, A
     if "_target_" not in result.get("generator", {}):
         result.pop("generator", None)
     result["trainer"] = _trainer(result.get("trainer", {}))
+    if "from" not in result.get("start", {}):  # its own initialisation
+        result.pop("start", None)
     training = result.get("student", {}).get("training")
     if training is not None:
         for (section, key), name in _SAME.items():
@@ -134,7 +137,7 @@ def comparable(resolved: Mapping[str, Any], partner: Mapping[str, Any]) -> dict[
     if not taught:
         result["data"] = {key: value for key, value in resolved.get("data", {}).items() if key not in TRANSFER}
     strategy, partners = resolved.get("strategy", {}), partner.get("strategy", {})
-    shared = (set(strategy) & set(partners)) - {"_target_", "_partial_", "weights", "schedules"}
+    shared = (set(strategy) & set(partners)) - {"_target_", "option", "weights", "schedules"}
     result["strategy"] = {key: value for key, value in strategy.items() if key in shared}
     comparison: dict[str, Any] = without_seeds(result)
     return comparison
