@@ -60,12 +60,18 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen, tuning: dict[str, Any] | 
     try:
         metrics = _run(cfg, folder, chosen, record)
     except BaseException as error:
-        record.write(status="interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        record.write(status=_status(error))
         close_wandb(failed=True)
         raise
     record.write(status="finished")
     close_wandb()
     return metrics
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
 
 def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[str, float]:

@@ -178,16 +178,22 @@ def test_a_name_says_what_differs_and_nothing_else(record: Make, tmp_path: Path)
 
 def test_a_path_is_named_by_its_end_where_that_tells_it_apart(record: Make, tmp_path: Path) -> None:
     chain = "strategy.assistants=[['student=bilstm','student.tokenizer.path=/far/away/encoder'],['student=textcnn']]"
-    paths = ["teacher.path=/runs/one/", "teacher.path=/runs/two", "start.path=/a/same", "student.path=/b/same", chain]
+    paths = [
+        "teacher.path=/runs/one/",
+        "teacher.path=/runs/two",
+        "optimizer.path=/a/same",
+        "student.path=/b/same",
+        chain,
+    ]
     for path in paths:
         record(strategy="soft_label", teacher="minilm", overrides=[path])
     (comparison,) = tables(tmp_path)
     assert {row.variant for row in comparison.rows if row.kind != "teacher"} == {
         "soft_label · from minilm · path=one/",
         "soft_label · from minilm · path=two",
-        "soft_label · from minilm · start.path=same",
-        "soft_label · from minilm · path=same",
-        "soft_label · from minilm · assistants=[['student=bilstm','student.tokenizer.path=encoder'],[…",
+        "soft_label · from minilm · optimizer.path=same",
+        "soft_label · from minilm · student.path=same",
+        "soft_label · from minilm · assistants=[['student=bilstm','student.tokenizer.path=encoder'],['stud…",
     }
 
 
