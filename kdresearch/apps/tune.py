@@ -1,4 +1,4 @@
-"""``kdresearch tune``: the same number of trials over the same space for control and method, then the runs that count."""
+"""``kdresearch tune``: as many trials over one space for control and method, then the runs that count."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def _arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _tune(overrides: list[str], search: list[str]) -> Path:
+    from kdresearch.apps.record import needs_teacher
     from kdresearch.apps.say import say
 
     methods, seeds = _methods(overrides)
@@ -94,10 +95,10 @@ def _tune(overrides: list[str], search: list[str]) -> Path:
         cfg, sweep = _composed([*search, *method.overrides])
         folder = folder or sweep
         space = _space(cfg, known)
-        lacking = [each.key for each in space if not _has(cfg, each.key)]
-        if lacking:
-            say(f"{method.name}: has no {', '.join(lacking)}: not searched")
-        trials = _trials(method, cfg, [*search], space, folder)
+        wanted = [each.key for each in space if not each.key.startswith("strategy.") or needs_teacher(cfg)]
+        if lacking := [key for key in wanted if not _has(cfg, key)]:
+            say(f"{method.name} has no {', '.join(lacking)}: not searched")
+        trials = _trials(method, cfg, search, space, folder)
         for seed in seeds:
             words = [*search, *method.overrides, *_words(trials["chosen"]), f"seed={seed}"]
             _run(words, folder / f"{method.name}-seed{seed}", trials)
@@ -144,7 +145,10 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 
 
 def _space(cfg: DictConfig, known: frozenset[str]) -> list[Dimension]:
-    """The whole space, shared dimensions first; UserError for a setting that no option has."""
+    """The dimensions, shared ones first; UserError for a setting that no option has.
+
+    Those of methods are drawn for a control too, so that its points are theirs in what both have.
+    """
     from kdresearch.apps.config import plain
     from kdresearch.bench.search import dimensions
 
@@ -188,12 +192,16 @@ def _trials(
 ) -> dict[str, Any]:
     """Train every trial that is not there yet; what a record says of the search."""
     from kdresearch.apps.config import plain
+    from kdresearch.apps.record import needs_teacher
     from kdresearch.apps.say import say
-    from kdresearch.bench.search import best, points
+    from kdresearch.bench.search import best, dimensions, points
 
     settings, monitor, mode = plain(cfg.tune), str(cfg.selection.monitor), str(cfg.selection.mode)
+    sections = ("shared", "method") if needs_teacher(cfg) else ("shared",)
+    searched = {each.key for name in sections for each in dimensions(settings.get(name) or {})}
+    usable = {key for key in searched if _has(cfg, key)}
     drawn = points(space, settings["trials"] - 1, settings["search_seed"])
-    tried = [{}, *({key: value for key, value in point.items() if _has(cfg, key)} for point in drawn)]
+    tried = [{}, *({key: value for key, value in point.items() if key in usable} for point in drawn)]
     scores: list[float | None] = []
     for number, point in enumerate(tried):
         words = [*search, *method.overrides, *_words(point), f"seed={settings['seed']}", "evaluation.test=false"]

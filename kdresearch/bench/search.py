@@ -45,13 +45,8 @@ class Dimension:
         if self.choices is not None:
             return self.choices[int(share * len(self.choices))]
         assert self.low is not None and self.high is not None
-        if self.integer:  # every whole number of the interval is equally near
-            low, high = (self.low, self.high + 1) if self.scale == "linear" else (self.low - 0.499, self.high + 0.499)
-            return (
-                math.floor(self._between(low, high, share))
-                if self.scale == "linear"
-                else round(self._between(low, high, share))
-            )
+        if self.integer:  # every whole number of the interval has its share
+            return math.floor(self._between(self.low, self.high + 1, share))
         return float(f"{self._between(self.low, self.high, share):.4g}")
 
     def _between(self, low: float, high: float, share: float) -> float:
