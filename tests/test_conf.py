@@ -21,7 +21,7 @@ PARTS = {"teacher/options", "data/carving", "generator/options"}  # what options
 OPTIONS = sorted(
     str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent != CONF
 )  # fmt: skip
-CHOICES = [option for option in OPTIONS if option not in PARTS]
+CHOICES = [option for option in OPTIONS if option not in PARTS and not option.startswith("tune/")]
 GIVEN = {
     "data/files": ["data.train=a.csv", "data.test=b.csv"],
     "data/hub": ["data.id=org/data"],

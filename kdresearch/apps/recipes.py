@@ -19,6 +19,7 @@ from kdresearch import __version__, package
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.record import Chosen, needs_teacher
 from kdresearch.apps.say import say
+from kdresearch.apps.settings import resolved
 from kdresearch.artifacts import Store
 from kdresearch.data.corpus import load
 from kdresearch.data.split import split
@@ -30,7 +31,6 @@ from kdresearch.structures import Model
 CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out", "conflicts")
 """The settings of ``split`` that a configuration's data have; ``leave_out`` only those of a cross-fitted teacher."""
 
-_TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection", "start")
 _HEARD = ("class_map", "precision", "temperature")  # what else than its package decides what a teacher says
 _LABELS_ALONE = {"transfer": "none", "transfer_limit": None}
 Train = Callable[[DictConfig, Path, Chosen], Any]
@@ -184,21 +184,11 @@ def trained(recipe: Recipe, store: Store, train: Train, taught_by: Path | None =
         train: runs a whole configuration in a folder.
         taught_by: the package of its teacher, where it has one.
     """
-    cfg = recipe.cfg
-    training = {key: plain(cfg[key]) for key in _TRAINING}
-    for where in ("accelerator", "devices"):
-        training["trainer"].pop(where)
-    off = (("selection", "stop_after", None), ("data", "transfer_share", None), ("data", "conflicts", "first"))
-    for node, name, value in off:
-        if training[node].get(name) == value:  # what came later and is off makes no other teacher
-            training[node].pop(name, None)
-    if training["student"]["training"].get("class_weights") is None:
-        training["student"]["training"].pop("class_weights", None)
-    key = {"version": __version__, "training": _without_paths(training, cfg)}
+    cfg, teacher = recipe.cfg, None
     if taught_by is not None:
         cfg.teacher.path = str(taught_by)
-        heard = {name: plain(cfg.teacher[name]) for name in _HEARD}
-        key["teacher"] = {"fingerprint": package.fingerprint(taught_by), **heard}
+        teacher = {"package": package.fingerprint(taught_by)} | {name: plain(cfg.teacher[name]) for name in _HEARD}
+    key = {"version": __version__, "training": resolved(cfg, store, teacher)}
 
     def fill(folder: Path) -> None:
         say(f"training the {cfg.name}")
@@ -234,16 +224,3 @@ def _resolved_in(cfg: DictConfig, data: Any) -> Any:
     with open_dict(whole):
         whole.data = data
     return OmegaConf.to_container(whole.data, resolve=True)
-
-
-def _without_paths(training: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
-    """Where the data lie is no part of a recipe's identity: what they are is."""
-    source = build(cfg.data.source, "data")
-    training["data"] = {
-        key: value for key, value in training["data"].items() if key not in ("path", "source") and not _is_file(value)
-    } | {"content": source.key()}
-    return training
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).expanduser().exists()

@@ -31,11 +31,12 @@ from kdresearch.apps.recipes import CARVING
 from kdresearch.apps.record import Chosen, Record, needs_teacher, write_json, write_predictions
 from kdresearch.apps.resume import LastCheckpoint, RandomState, StopAfter
 from kdresearch.apps.say import progress, say
+from kdresearch.apps.teacher_settings import settings_of
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
 from kdresearch.data.account import account, account_lines, class_weights
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import UserError, choices
+from kdresearch.errors import Diverged, UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.strategies.distiller import VALIDATION_METRICS, Distiller
@@ -43,11 +44,12 @@ from kdresearch.strategies.generative import GenerativeDistiller
 from kdresearch.structures import RECORDED, SAME, Model, Reading, Teacher
 
 
-def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
+def run(cfg: DictConfig, folder: Path, chosen: Chosen, tuning: dict[str, Any] | None = None) -> dict[str, float]:
     """Train and evaluate one configuration; ``folder`` then holds its whole record.
 
     Args:
         chosen: the options and overrides that the configuration was composed from.
+        tuning: for the record, how its settings were chosen.
 
     Returns:
         The content of ``metrics.json``.
@@ -56,15 +58,23 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
     check(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(cfg, folder, chosen)
+    if tuning is not None:
+        record.facts["tuning"] = tuning
     try:
         metrics = _run(cfg, folder, chosen, record)
     except BaseException as error:
-        record.write(status="interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        record.write(status=_status(error))
         close_wandb(failed=True)
         raise
     record.write(status="finished")
     close_wandb()
     return metrics
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
 
 def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[str, float]:
@@ -88,6 +98,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     data.least_labelled = planned.labelled_share
     solver = solve.solver_of(cfg, chosen, planned, data)
     judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
+    record.identify(settings_of(cfg, chosen, store))
     answers: teachers.Answers | None = None
     device = device_of(cfg)
     if generates:
@@ -394,13 +405,14 @@ def _evaluate(
     )
     metrics: dict[str, float] = {}
     splits = []
-    for name, index in (("validation", data.split.validation), ("test", data.split.test)):
+    parts = {"validation": data.split.validation} | ({"test": data.split.test} if cfg.evaluation.test else {})
+    for name, index in parts.items():
         logits = torch.empty(len(index), len(data.classes))
         place = {int(row): position for position, row in enumerate(index)}
         for batch in predictor.predict(module, data.evaluation(index)) or []:
             logits[[place[int(row)] for row in batch["index"]]] = batch["logits"].cpu()  # type: ignore[call-overload]
         if not logits.isfinite().all():
-            raise UserError("the student diverged: its logits are not finite; lower student.training.learning_rate")
+            raise Diverged("the student diverged: its logits are not finite; lower student.training.learning_rate")
         label = torch.from_numpy(data.labels[index])
         short = {"validation": "val", "test": "test"}[name]
         metrics |= {f"{short}/{key}": value for key, value in task_metrics(logits, label).items()}
@@ -414,6 +426,7 @@ def _evaluate(
     write_predictions(folder / "predictions.parquet", splits)
     if answer is not None:
         _compare_teacher(record, metrics)
+    if answer is not None and cfg.evaluation.test:
         record.facts["teacher"]["members_test_accuracy"] = teachers.member_accuracies(answer, data, data.split.test)
 
     student = module.student.cpu().eval()
@@ -433,7 +446,7 @@ def _evaluate(
         "fingerprint": package.fingerprint(folder / "student"),
     }
     if cfg.evaluation.efficiency:
-        rows = data.split.test[: cfg.evaluation.rows]
+        rows = parts[name][: cfg.evaluation.rows]
         batches = [data.student_rows.tokens(rows[first : first + 32]) for first in range(0, len(rows), 32)]
         measured = efficiency(student, batches)
         metrics |= {
@@ -446,9 +459,9 @@ def _evaluate(
         logger.log_metrics({key: value for key, value in metrics.items() if not key.startswith("val/")})
         logger.save()
     _log_lineage(record)
-    told = f"{record.name}: test accuracy {metrics['test/accuracy']:.4f}"
-    if "test/agreement" in metrics:
-        told += f" (teacher {metrics['teacher/test_accuracy']:.4f}, agreement {metrics['test/agreement']:.4f})"
+    told = f"{record.name}: {name} accuracy {metrics[f'{short}/accuracy']:.4f}"
+    if f"{short}/agreement" in metrics:
+        told += f" (teacher {metrics[f'teacher/{short}_accuracy']:.4f}, agreement {metrics[f'{short}/agreement']:.4f})"
     say(f"{told}, {sizes['total']:,} parameters -> {folder}")
     return metrics
 
