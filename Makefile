@@ -19,7 +19,7 @@ demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded c
 	    hydra.sweep.dir=runs/demo/layers > runs/demo/layers.log 2>&1 & layers=$$!; \
 	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label seed=1,2,3 \
 	    hydra.sweep.dir=runs/demo/students && \
-	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.epochs=4 \
+	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.batch_size=64 \
 	    seed=1,2,3 hydra.sweep.dir=runs/demo/generative && \
 	wait $$layers || { cat runs/demo/layers.log; exit 1; }
 	$(BIN)/kdresearch report runs/demo --output runs/demo/report

@@ -1,7 +1,8 @@
 """The store of everything costly that is a pure function of its inputs.
 
 An artifact is a folder named by the digest of its key. It is written to one side, checksummed and renamed into
-place under a lock, so that it is either whole or not there, and two processes that want it build it once.
+place under a lock, so that it is either whole or not there, and two processes that want it build it once. What is
+opened is compared with its checksums, once per process: what is damaged is said and built anew.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -27,6 +30,12 @@ from kdresearch.errors import UserError
 
 MANIFEST = "artifact.json"
 _NAME = re.compile("[0-9a-f]{24}")
+_FIELDS = {"kind": str, "key": dict, "created": str, "seconds": int | float, "files": dict}  # of a manifest
+_SUM = "sum"  # of a manifest: the digest of its other fields; those of earlier versions have none
+_TICK = 100_000_000  # ns: what changed so lately may change again without another time stamp
+_log = logging.getLogger(__name__)
+_sums: dict[tuple[int, ...], str] = {}
+_mentioned: set[str] = set()
 _NO_ROOM = 1 << 20  # bytes: a builder that fails where less than this is left failed for want of room
 
 
@@ -37,8 +46,38 @@ def digest(key: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """The checksum of a file, which is read once per process as long as its inode, size and times are the same."""
+    status = os.stat(path)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if identity in _sums:
+        return _sums[identity]
+    settled = time.time_ns() - max(identity[-2:]) > _TICK
+    found = _read_sha256(path)
+    if settled:
+        _sums[identity] = found
+    return found
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def with_sum(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON-able fields and the digest of them all."""
+    return fields | {_SUM: digest(json.loads(json.dumps(fields)))}
+
+
+def without_sum(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields alone.
+
+    Raises:
+        ValueError: they are not those that the digest was taken of. There need be none.
+    """
+    rest = {name: value for name, value in fields.items() if name != _SUM}
+    if fields.get(_SUM, digest(rest)) != digest(rest):
+        raise ValueError("it is not what was written")
+    return rest
 
 
 @dataclass(frozen=True)
@@ -76,6 +115,19 @@ class Store:
         path = self.path(kind, key)
         return path if self._whole(path) else None
 
+    def warn_if_shared(self) -> None:
+        """Say, once per process, that others may write to the store: what they put there would be believed."""
+        for place in (self.root, *self.root.parents) if os.name == "posix" else ():
+            try:
+                mode = place.stat().st_mode
+            except OSError:
+                continue
+            # In a folder with the sticky bit nobody renames what is another's; into the store itself nobody may add.
+            if mode & stat.S_IWOTH and (place == self.root or not mode & stat.S_ISVTX):
+                _say_once(f"anybody may write to {place}: what they put into the store at {self.root} would be read as "
+                          f"yours (chmod o-w {place})")  # fmt: skip
+                return
+
     def build(
         self,
         kind: str,
@@ -95,6 +147,7 @@ class Store:
             UserError: no room or no permission to write; whatever was half-written is removed.
         """
         path = self.path(kind, key)
+        self.warn_if_shared()
         if self._whole(path):
             return path
         try:
@@ -147,7 +200,7 @@ class Store:
         for left in path.parent.glob(f"{path.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)
+            self._away(path)
         partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
         partial.mkdir()
         started = time.perf_counter()
@@ -165,7 +218,7 @@ class Store:
                 "seconds": round(time.perf_counter() - started, 3),
                 "files": files,
             }
-            text = json.dumps(manifest, indent=1, ensure_ascii=False)
+            text = json.dumps(with_sum(manifest), indent=1, ensure_ascii=False)
             (partial / MANIFEST).write_text(text, encoding="utf-8")
             for file in partial.rglob("*"):
                 _fsync(file)
@@ -184,8 +237,8 @@ class Store:
         for path in self.root.glob(f"{kind or '*'}/*"):
             if _NAME.fullmatch(path.name) and path.is_dir():
                 try:
-                    found.append(Artifact(path=path, **json.loads((path / MANIFEST).read_text(encoding="utf-8"))))
-                except (OSError, ValueError, TypeError):
+                    found.append(Artifact(path=path, **_manifest(path)))
+                except (OSError, ValueError):
                     if path.exists():  # else it was removed between the two looks
                         unknown = {MANIFEST: {"bytes": 0, "sha256": None}}
                         found.append(Artifact(path, path.parent.name, key={}, created="", seconds=0, files=unknown))
@@ -206,27 +259,64 @@ class Store:
         return found
 
     def damaged(self, artifact: Artifact) -> list[str]:
-        """The files of an artifact that are missing or whose checksum differs."""
-        return [
-            name
-            for name, file in artifact.files.items()
-            if not (artifact.path / name).is_file() or file_sha256(artifact.path / name) != file["sha256"]
-        ]
+        """The files of an artifact that are missing or whose checksum differs, each of them read again."""
+        return [name for name, file in artifact.files.items() if not _same(artifact.path / name, file, _read_sha256)]
 
     def remove(self, artifact: Artifact) -> None:
+        self._away(artifact.path)
+
+    @staticmethod
+    def _away(path: Path) -> None:
         # Renamed first: a reader sees the artifact whole or not at all.
-        gone = artifact.path.with_name(f"{artifact.path.name}.partial-removed-{os.getpid()}")
-        os.replace(artifact.path, gone)
+        gone = path.with_name(f"{path.name}.partial-removed-{os.getpid()}")
+        os.replace(path, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     @staticmethod
     def _whole(path: Path) -> bool:
-        """Present with every file at its size; full checksums are ``damaged``'s, at ``store verify``."""
+        """Present, and every file as its manifest says; what is damaged is said."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            return all((path / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return False
+            files = _manifest(path)["files"]
+            damaged = [name for name, file in files.items() if not _same(path / name, file, file_sha256)]
+        except (OSError, ValueError):
+            damaged = [MANIFEST]
+        if damaged and path.exists():
+            _say_once(f"{path.parent.name}/{path.name} in the store is damaged ({', '.join(damaged)}): it is not used")
+        return not damaged
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What an artifact's manifest says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not what was written.
+    """
+    try:
+        found = without_sum(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        files = found["files"].items()
+        if found.keys() != _FIELDS.keys() or not all(isinstance(found[name], kind) for name, kind in _FIELDS.items()):
+            raise ValueError("it has other fields")
+        if not all(file.keys() == {"bytes", "sha256"} and isinstance(file["bytes"], int) for _, file in files):
+            raise ValueError("its files have other fields")
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path / MANIFEST} is damaged") from error
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name, _ in files):
+        raise ValueError(f"{path / MANIFEST} names a file outside its folder")
+    return found
+
+
+def _same(place: Path, file: Mapping[str, Any], sha256: Callable[[Path], str]) -> bool:
+    """Whether a file has the size and the checksum of its entry in a manifest."""
+    try:
+        return place.is_file() and place.stat().st_size == file["bytes"] and sha256(place) == file["sha256"]
+    except OSError:
+        return False
+
+
+def _say_once(words: str) -> None:
+    if words not in _mentioned:
+        _mentioned.add(words)
+        _log.warning(words)
 
 
 def _free(path: Path) -> int:

@@ -10,6 +10,7 @@ from kdresearch import __version__
 
 COMMANDS = {
     "train": "train a student, alone or from a teacher; -m sweeps",
+    "tune": "tune control and method alike on validation rows, then train and compare both",
     "report": "compare runs: table, plots, page",
     "predict": "classify texts with a trained student",
     "generate": "make pseudo-samples and see what a teacher says of them",

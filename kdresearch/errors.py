@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this, and the message says how."""
+"""The exceptions that mean: the user can mend this, and the message says how."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """A mistake in what was asked for. The command line prints the message without a traceback."""
+
+
+class Diverged(UserError):
+    """A training whose numbers are no longer finite: a result of its settings, where others may do better."""
 
 
 def choices(offending: object, allowed: Iterable[object]) -> str:

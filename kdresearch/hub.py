@@ -1,11 +1,15 @@
-"""Names on the Hugging Face hub: a local folder is used as it is, and without a network the refusal is quick."""
+"""Models of the Hugging Face hub: a local folder is used as it is, without a network the refusal is quick, and what a
+repository brings in code is never run.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from kdresearch.errors import UserError
 
@@ -38,6 +42,41 @@ def hub_name(name: str | Path, file: str = "config.json") -> str:
             f"{text!r} is no local folder, and the Hugging Face hub is out of reach: give a folder, or a network"
         )
     return text
+
+
+def from_pretrained(kind: Any, name: str, **settings: Any) -> Any:
+    """What ``kind.from_pretrained`` makes of a folder or hub id, by the code of transformers alone.
+
+    A repository with code beside an architecture that transformers knows is read as that architecture.
+
+    Raises:
+        UserError: it cannot be read without code of its own.
+    """
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    if kind is not AutoTokenizer:
+        refuse_kernels(PretrainedConfig.get_config_dict(name)[0], name)
+    try:
+        return kind.from_pretrained(name, trust_remote_code=False, **settings)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{name} has code of its own, which is never run: give a model that transformers knows"
+        ) from error
+
+
+def refuse_kernels(configuration: Mapping[str, Any], name: str) -> None:
+    """Refuse a configuration that names an implementation to be fetched from the hub: compiled code of a repository.
+
+    Raises:
+        UserError: it does.
+    """
+    for key, value in configuration.items():
+        if isinstance(value, Mapping):
+            refuse_kernels(value, name)
+        elif key.lstrip("_").endswith("_implementation") and "/" in str(value):
+            raise UserError(f"{name} has code of its own, which is never run: its {key} is {value!r}")
 
 
 def hub_reachable(timeout: float = 3.0) -> bool:

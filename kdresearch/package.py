@@ -1,7 +1,8 @@
 """A trained classifier in a folder: weights, configuration, tokenizer, class names.
 
 It is what a run leaves as ``student/``, what ``predict`` reads and what a teacher is loaded from; it needs nothing of
-the configuration that it was trained with.
+the configuration that it was trained with. Opening one from elsewhere runs no code of it: its classes are imported only
+where they are kdresearch's own, or where the user trusts their module. Its files are compared with their checksums.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdresearch.artifacts import file_sha256
+from kdresearch.artifacts import file_sha256, with_sum, without_sum
 from kdresearch.errors import UserError
 
 if TYPE_CHECKING:  # torch only where it is needed: a path is checked without it
@@ -23,6 +28,12 @@ if TYPE_CHECKING:  # torch only where it is needed: a path is checked without it
     from kdresearch.structures import Model
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+TRUST = "KDRESEARCH_TRUST"  # environment: prefixes of modules, comma separated
+COMPONENTS = "kdresearch.components"  # the entry points of installed packages that name modules or classes
+_ROOMS = ("kdresearch.models", "kdresearch.data.tokenizers")
+_PARTS = {"model": dict, "tokenizer": dict, "classes": list, "about": dict}
+_ELSEWHERE = ("path", "vectors")  # settings that name other files: what is saved has none
+_trusted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,20 @@ def save(
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(state, str(folder / WEIGHTS))
     tokenizer.save(folder / TOKENIZER)
-    description = {
+    described = {
         "model": {"class": _name(model), "config": model.config},
         "tokenizer": {"class": _name(tokenizer), "config": tokenizer.settings},
         "classes": list(classes),
         "about": about or {},
+        "files": {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)},
     }
-    (folder / CONFIG).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+    _write(folder, described)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read, whatever the umask
+
+
+def trust(*names: str) -> None:
+    """Let packages be of these classes, or of classes below these modules, in this process."""
+    _trusted.update(names)
 
 
 def change_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
@@ -69,7 +87,7 @@ def change_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
     saved = description["tokenizer"]
     saved["config"] |= settings
     _tokenizer(folder, saved)
-    (folder / CONFIG).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+    _write(folder, description)
 
 
 def located(path: str | Path) -> Path:
@@ -91,16 +109,15 @@ def load(path: str | Path) -> Package:
     """Open a package, or the one of a run directory, in eval mode on the CPU.
 
     Raises:
-        UserError: there is none; a file of it is missing or damaged; its classes cannot be imported here.
+        UserError: there is none; a file of it is missing or damaged; its classes are not trusted, or cannot be
+            imported here.
     """
     folder = located(path)
+    whole = fingerprint(folder)
     description = _description(folder)
-    try:
-        model = _model(folder, description["model"])
-        tokenizer = _tokenizer(folder, description["tokenizer"])
-        return Package(model, tokenizer, tuple(description["classes"]), fingerprint(folder), description["about"])
-    except KeyError as error:
-        raise UserError(f"{folder / CONFIG} is damaged: it lacks {error}") from error
+    tokenizer = _tokenizer(folder, description["tokenizer"])
+    model = _model(folder, description["model"])
+    return Package(model, tokenizer, tuple(description["classes"]), whole, description["about"])
 
 
 def outline(path: str | Path) -> tuple[Model, Any]:
@@ -113,20 +130,25 @@ def outline(path: str | Path) -> tuple[Model, Any]:
 
     folder = located(path)
     description = _description(folder)
-    try:
-        with torch.device("meta"):
-            model: Model = _made(folder, description["model"])
-        return model, _tokenizer(folder, description["tokenizer"])
-    except KeyError as error:
-        raise UserError(f"{folder / CONFIG} is damaged: it lacks {error}") from error
+    with torch.device("meta"):
+        model: Model = _made(folder, description["model"])
+    return model, _tokenizer(folder, description["tokenizer"])
 
 
 def _model(folder: Path, saved: dict[str, Any]) -> Any:
-    from safetensors import SafetensorError
+    import torch
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    model = _made(folder, saved)
     try:
+        with safe_open(str(folder / WEIGHTS), "pt") as weights:
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        with torch.device("meta"):  # a configuration may ask for more memory than its weights do: none is taken yet
+            outline = {name: tuple(tensor.shape) for name, tensor in _made(folder, saved).state_dict().items()}
+        if shapes != outline:
+            name = next(name for name in [*outline, *shapes] if outline.get(name) != shapes.get(name))
+            raise RuntimeError(f"{name} is {shapes.get(name, 'absent')} and not {outline.get(name, 'expected')}")
+        model = _made(folder, saved)
         model.load_state_dict(load_file(str(folder / WEIGHTS)))
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
@@ -138,17 +160,18 @@ def _model(folder: Path, saved: dict[str, Any]) -> Any:
 def _made(folder: Path, saved: dict[str, Any]) -> Any:
     from torch import nn
 
-    # What a package names is called, so it may only name a module: a folder from elsewhere runs nothing by loading.
-    kind = _class(saved["class"], folder, lambda found: issubclass(found, nn.Module))
+    kind = _class(saved, folder, lambda found: issubclass(found, nn.Module))
     try:
         return kind(**saved["config"])
-    except (TypeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # its configuration may hold anything
         raise UserError(f"{folder} does not fit the {saved['class']} of this installation: {error}") from error
 
 
 def _tokenizer(folder: Path, saved: dict[str, Any]) -> Any:
     name, settings, files = saved["class"], saved["config"], folder / TOKENIZER
-    kind = _class(name, folder, lambda found: all(hasattr(found, needed) for needed in ("encode", "save", "load")))
+    kind = _class(saved, folder, lambda found: all(hasattr(found, needed) for needed in ("encode", "save", "load")))
     try:
         if name.endswith(".PretrainedTokenizer"):
             return kind(path=files, **settings)
@@ -164,12 +187,22 @@ def _tokenizer(folder: Path, saved: dict[str, Any]) -> Any:
 
 
 def fingerprint(folder: Path) -> str:
-    """The identity of what the package computes: weights, configuration, tokenizer."""
+    """The identity of what the package computes: weights, configuration, tokenizer.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     description = _description(folder)
-    description.pop("about", None)
+    sums = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
+    recorded = description.pop("files", sums)  # packages of earlier versions have no checksums
+    for name in {**recorded, **sums}:
+        if recorded.get(name) != sums.get(name):
+            what = "is missing" if name not in sums else "is damaged: it is not the file that was saved"
+            raise UserError(f"{folder / name} {what} ({CONFIG} has its checksum)")
+    description.pop("about")
     whole = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for file in [folder / WEIGHTS, *sorted(path for path in (folder / TOKENIZER).rglob("*") if path.is_file())]:
-        whole.update(file_sha256(file).encode())
+    for each in sums.values():
+        whole.update(each.encode())
     return whole.hexdigest()[:24]
 
 
@@ -178,24 +211,86 @@ def classes(folder: Path) -> tuple[str, ...]:
     return tuple(_description(folder)["classes"])
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The weights and what the tokenizer saved, in a fixed order."""
+    yield folder / WEIGHTS
+    for path in sorted((folder / TOKENIZER).rglob("*")):
+        if not path.is_dir():
+            if not path.is_file():  # a pipe or a device has no end
+                raise UserError(f"{path} is damaged: it is no file")
+            yield path
+
+
+def _write(folder: Path, description: dict[str, Any]) -> None:
+    text = json.dumps(with_sum(description), indent=1, ensure_ascii=False)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
 def _description(folder: Path) -> dict[str, Any]:
+    """What a package says of itself; UserError unless it is what was written, of the known fields and types."""
     try:
-        description: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        if "classes" not in found:  # a model folder of another kind
+            return found
+        found = without_sum(found)
+        if lost := [name for name in _PARTS if name not in found]:
+            raise ValueError(f"it lacks {lost[0]!r}")
+        if unknown := found.keys() - _PARTS.keys() - {"files"}:
+            raise ValueError(f"it has an unknown entry {min(unknown)!r}")
+        for name, kind in {**_PARTS, "files": dict}.items():
+            if not isinstance(found.get(name, {}), kind):
+                raise ValueError(f"{name!r} is no JSON {'array' if kind is list else 'object'}")
+        for name in ("model", "tokenizer"):
+            if not (isinstance(found[name].get("class"), str) and isinstance(found[name].get("config"), dict)):
+                raise ValueError(f"{name!r} has no class and config")
+        if not all(isinstance(name, str) for name in found["classes"]):
+            raise ValueError("a class name is no text")
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} is damaged: {error}") from error
-    return description
+    return found
 
 
 def _name(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _class(name: str, folder: Path, fits: Callable[[type], bool]) -> Callable[..., Any]:
+def _class(saved: dict[str, Any], folder: Path, fits: Callable[[type], bool]) -> Callable[..., Any]:
+    """The class of a model or tokenizer; nothing is imported of a module that is not trusted."""
+    name: str = saved["class"]
     module, _, attribute = name.rpartition(".")
+    if module.split(".")[0] != "kdresearch" and not _is_trusted(name):
+        first = name.split(".")[0]
+        raise UserError(
+            f"{folder / CONFIG} names the class {name}, which is not kdresearch's: nothing of it is imported. "
+            f"If you trust that module, say so in the environment: {TRUST}={first}"
+        )
     try:
+        if not _is_trusted(name):
+            raise TypeError
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder} was saved with {name}, which cannot be imported here") from error
-    if not (isinstance(found, type) and fits(found)):
-        raise UserError(f"{folder / CONFIG} names {name}, which is no model or tokenizer")
+        if not (isinstance(found, type) and _is_trusted(_qualified(found)) and fits(found)):
+            raise TypeError
+    except TypeError:
+        raise UserError(f"{folder / CONFIG} names the class {name}, which is no model or tokenizer") from None
+    except Exception as error:
+        raise UserError(f"{folder} was saved with {name}, which cannot be imported here ({error})") from error
+    if elsewhere := [each for each in _ELSEWHERE if module.startswith(_ROOMS) and each in saved["config"]]:
+        raise UserError(f"{folder / CONFIG} sets {elsewhere[0]!r} of {name}: a package names no files but its own")
     return found
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_trusted(name: str) -> bool:
+    """Whether a class may be imported: it is, or lies below, what is trusted."""
+    if not re.fullmatch(r"\w+(\.\w+)+", name):
+        return False
+    named = [each.strip() for each in os.environ.get(TRUST, "").split(",")]
+    if any(f"{name}.".startswith(f"{each}.") for each in (*_ROOMS, *_trusted, *named) if each):
+        return True
+    installed = (point.value.replace(":", ".") for point in entry_points(group=COMPONENTS))  # looks at every package
+    return any(f"{name}.".startswith(f"{each}.") for each in installed)

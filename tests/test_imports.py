@@ -27,7 +27,8 @@ ALLOWED = {
     "teachers": BASE | {"package", "data"},
     "generation": BASE | {"data"},
     "evaluation": {"structures", "errors"},
-    "reporting": {"evaluation", "structures", "errors"},
+    "bench": {"artifacts", "errors"},
+    "reporting": {"bench", "evaluation", "structures", "errors"},
 }
 OUTSIDE_ONLY = {
     "hydra": {"apps", "cli", "reporting"},

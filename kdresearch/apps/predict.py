@@ -78,16 +78,19 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{name} holds no text")
     texts = chain([first], texts)
 
+    import numpy as np
+
     student = package.load(folder)
     form = arguments.format or ("table" if sys.stdout.isatty() else "tsv")
     write = _writer(form, student.classes, numbered=stream is not None)
     top = min(arguments.top or (len(student.classes) if form == "jsonl" else 1), len(student.classes))
     while chunk := list(islice(texts, _CHUNK * arguments.batch_size)):
         answers = probabilities(student, [text for _, text in chunk], arguments.batch_size)
-        order = (-answers).argsort(1, kind="stable")[:, :top]
+        order = _best(answers, top)
+        best = answers[np.arange(len(answers))[:, None], order].tolist()  # plain numbers: rows of numpy's are slow
         write([
-            Prediction(line, text, [(student.classes[place], float(row[place])) for place in best])
-            for (line, text), row, best in zip(chunk, answers, order, strict=True)
+            Prediction(line, text, list(zip([student.classes[place] for place in places], values, strict=True)))
+            for (line, text), places, values in zip(chunk, order.tolist(), best, strict=True)
         ])  # fmt: skip
         sys.stdout.flush()
     return 0
@@ -117,6 +120,11 @@ def probabilities(student: package.Package, texts: list[str], batch_size: int = 
     if not np.isfinite(found).all():
         raise UserError("the student answers with NaN: its training diverged")
     return found
+
+
+def _best(answers: np.ndarray, top: int) -> np.ndarray:
+    """The most probable classes [N, top] of probabilities [N, C], the earlier of two that are equal first."""
+    return answers.argmax(1)[:, None] if top == 1 else (-answers).argsort(1, kind="stable")[:, :top]
 
 
 def _positive(text: str) -> int:
@@ -178,16 +186,21 @@ def _writer(form: str, classes: tuple[str, ...], numbered: bool) -> Callable[[li
 
 
 def _tsv(predictions: list[Prediction]) -> None:
+    plain = {label: _plain(label) for _, _, ranked in predictions for label, _ in ranked}
+    lines = []
     for _, text, ranked in predictions:
-        answers = "\t".join(f"{_plain(label)}\t{probability:.4f}" for label, probability in ranked)
-        print(answers, _plain(text), sep="\t")
+        answers = "\t".join([f"{plain[label]}\t{probability:.4f}" for label, probability in ranked])
+        lines.append(f"{answers}\t{_plain(text)}\n")
+    print("".join(lines), end="")
 
 
 def _jsonl(predictions: list[Prediction], numbered: bool) -> None:
+    lines = []
     for line, text, ranked in predictions:
         place = {"line": line} if numbered else {}
         answer = {**place, "text": text, "label": ranked[0][0], "probabilities": dict(ranked)}
-        print(json.dumps(answer, ensure_ascii=False))
+        lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
+    print("".join(lines), end="")
 
 
 class _Csv:
@@ -241,4 +254,5 @@ class _Table:
 
 def _plain(text: str) -> str:
     """On one line, and nothing in it that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join([letter if letter.isprintable() else " " for letter in line])

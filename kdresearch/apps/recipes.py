@@ -19,6 +19,7 @@ from kdresearch import __version__, package
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.record import Chosen, needs_teacher
 from kdresearch.apps.say import say
+from kdresearch.apps.settings import resolved
 from kdresearch.artifacts import Store
 from kdresearch.data.corpus import load
 from kdresearch.data.split import split
@@ -27,10 +28,9 @@ from kdresearch.strategies.assistant import check_assistants
 from kdresearch.strategies.self import check_generations
 from kdresearch.structures import Model
 
-CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out")
+CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out", "conflicts")
 """The settings of ``split`` that a configuration's data have; ``leave_out`` only those of a cross-fitted teacher."""
 
-_TRAINING = ("data", "student", "strategy", "optimizer", "scheduler", "trainer", "seeds", "selection", "start")
 _HEARD = ("class_map", "precision", "temperature")  # what else than its package decides what a teacher says
 _LABELS_ALONE = {"transfer": "none", "transfer_limit": None}
 Train = Callable[[DictConfig, Path, Chosen], Any]
@@ -172,6 +172,8 @@ def _composed(
             made.trainer[where] = cfg.trainer[where]
         made.name = f"teacher {name}"
         made.evaluation.efficiency = False
+    for part in ("model", "tokenizer"):  # named by whoever gave the command
+        package.trust(str(made.student[part].get("_target_")))
     return Recipe(name, made, own)
 
 
@@ -182,18 +184,11 @@ def trained(recipe: Recipe, store: Store, train: Train, taught_by: Path | None =
         train: runs a whole configuration in a folder.
         taught_by: the package of its teacher, where it has one.
     """
-    cfg = recipe.cfg
-    training = {key: plain(cfg[key]) for key in _TRAINING}
-    for where in ("accelerator", "devices"):
-        training["trainer"].pop(where)
-    for node, name in (("selection", "stop_after"), ("data", "transfer_share")):
-        if training[node].get(name) is None:  # what came later and is off makes no other teacher
-            training[node].pop(name, None)
-    key = {"version": __version__, "training": _without_paths(training, cfg)}
+    cfg, teacher = recipe.cfg, None
     if taught_by is not None:
         cfg.teacher.path = str(taught_by)
-        heard = {name: plain(cfg.teacher[name]) for name in _HEARD}
-        key["teacher"] = {"fingerprint": package.fingerprint(taught_by), **heard}
+        teacher = {"package": package.fingerprint(taught_by)} | {name: plain(cfg.teacher[name]) for name in _HEARD}
+    key = {"version": __version__, "training": resolved(cfg, store, teacher)}
 
     def fill(folder: Path) -> None:
         say(f"training the {cfg.name}")
@@ -217,7 +212,9 @@ def trained_texts(recipe: Recipe, store: Store) -> np.ndarray:
     """Digests of the texts that a recipe is trained on."""
     cfg = recipe.cfg
     corpus = load(build(cfg.data.source, "data"), store, say)
-    carved = split(corpus, seed=cfg.seeds.split, **{name: plain(cfg.data.get(name)) for name in CARVING})
+    carved = split(
+        corpus, seed=cfg.seeds.split, **{name: plain(cfg.data[name]) for name in CARVING if name in cfg.data}
+    )
     return corpus.digests(carved.trained)
 
 
@@ -227,16 +224,3 @@ def _resolved_in(cfg: DictConfig, data: Any) -> Any:
     with open_dict(whole):
         whole.data = data
     return OmegaConf.to_container(whole.data, resolve=True)
-
-
-def _without_paths(training: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
-    """Where the data lie is no part of a recipe's identity: what they are is."""
-    source = build(cfg.data.source, "data")
-    training["data"] = {
-        key: value for key, value in training["data"].items() if key not in ("path", "source") and not _is_file(value)
-    } | {"content": source.key()}
-    return training
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).expanduser().exists()

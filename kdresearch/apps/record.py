@@ -25,22 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 import kdresearch
 from kdresearch import __version__
 from kdresearch.apps.config import plain
-from kdresearch.artifacts import digest
+from kdresearch.bench import identity
 from kdresearch.errors import UserError
 
-_IDENTITY = (
-    "data",
-    "student",
-    "teacher",
-    "strategy",
-    "generator",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "seeds",
-    "selection",
-    "start",
-)
 _PACKAGES = (
     "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "wandb", "torchtext", "transformers", "tokenizers",
     "numpy", "pyarrow",
@@ -179,16 +166,15 @@ class Record:
         self.name = str(cfg.name or f"{self.cell['student']} {self.cell['strategy']} seed {cfg.seed}")
         self.phases = Phases()
         self.loggers: list[Any] = []
-        identity = {key: plain(cfg[key]) for key in _IDENTITY}
-        before = _read_json(folder / "run.json")
-        self._resumable = (
-            bool(cfg.resume) and before.get("identity") == digest(identity) and before.get("status") != "finished"
-        )
+        self._before = _read_json(folder / "run.json")
+        self._resume, self._resumable = bool(cfg.resume), False
         self.facts: dict[str, Any] = {
             "kdresearch": __version__,
             "name": self.name,
             "cell": self.cell,
-            "identity": digest(identity),
+            "identity": self._before.get("identity"),  # the checkpoints are that run's until this one is identified
+            "method": None,
+            "settings": None,
             "seed": cfg.seed,
             "seeds": plain(cfg.seeds),
             "command": sys.argv[1:],
@@ -199,21 +185,31 @@ class Record:
             "teacher": None,
             "student": None,
         }
+        if not cfg.evaluation.test:
+            self.facts["untested"] = True
         # A record is whole or not there: what an earlier run left in this folder goes first.
-        for left in ("metrics.json", "predictions.parquet", *(() if self._resumable else ("metrics.csv", "run.json"))):
+        for left in ("metrics.json", "predictions.parquet"):
             (folder / left).unlink(missing_ok=True)
         if not (folder / ".hydra" / "config.yaml").exists():  # a teacher's, which Hydra did not start
             (folder / ".hydra").mkdir(exist_ok=True)
             OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
 
+    def identify(self, settings: dict[str, Any]) -> None:
+        """Say what the run is; an unfinished run of the same identity in this folder is gone on with."""
+        name = identity.identity(settings)
+        self.facts |= {"identity": name, "method": identity.method(settings), "settings": settings}
+        unfinished = self._before.get("status") != "finished"
+        self._resumable = self._resume and unfinished and self._before.get("identity") == name
+        if not self._resumable:
+            for left in ("metrics.csv", "run.json"):
+                (self.folder / left).unlink(missing_ok=True)
+
     @property
     def group(self) -> str:
-        """One name for all replicates of this run."""
-        cell = self.cell
-        kinds = ("data", "student", "strategy", "teacher", "generator", "transfer", "experiment")
-        parts = [*(cell.get(kind) for kind in kinds), *cell["overrides"]]
-        name = "/".join(str(part) for part in parts if part not in (None, "none"))
-        return name if len(name) <= 120 else f"{name[:107]}~{digest(name)[:12]}"  # W&B takes 128 characters
+        """One name for all replicates of this run; 128 characters at most, as W&B takes them."""
+        kinds = ("data", "student", "strategy", "teacher", "generator", "transfer")
+        name = "/".join(str(self.cell[kind]) for kind in kinds if self.cell.get(kind) not in (None, "none"))
+        return f"{name[:107]}~{str(self.facts['method'])[:12]}"
 
     def checkpoint_to_resume(self) -> Path | None:
         last = self.folder / "checkpoints" / "last.ckpt"
@@ -231,17 +227,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# What says where things lie or how they are shown is no part of a method.
-_NO_PART = (
-    "seed=", "seeds.init=", "seeds.order=", "name=", "study=", "tags=", "threads=", "resume=", "logger", "data.path=",
-    "data.train=", "data.test=", "data.validation_file=", "data.unlabelled=", "checkpoint_every=", "telemetry_every=",
-    "experiment=", "data=", "student=", "strategy=", "teacher=", "data.transfer=", "evaluation.", "generator=",
-    "generator.path=",
-)  # fmt: skip
-
-
 def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
-    """What a run has in common with its replicates: everything but the seed and where things lie."""
+    """What the options of a run are called, for names; what they say is in its settings."""
     generator = chosen.options["generator"]
     taught = needs_teacher(cfg) or cfg.start["from"] is not None
     return {
@@ -253,7 +240,6 @@ def _cell(cfg: DictConfig, chosen: Chosen) -> dict[str, Any]:
         "teacher": chosen.options["teacher"] if taught and "generations" not in cfg.strategy else None,
         "transfer": cfg.data.transfer,
         "experiment": chosen.options["experiment"],
-        "overrides": sorted(part for part in chosen.overrides if not part.startswith(_NO_PART)),
     }
 
 

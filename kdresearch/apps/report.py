@@ -55,6 +55,8 @@ def left_out(found: Found) -> list[str]:
     kinds = Counter(record.status for record in found.unfinished)
     if found.broken:
         kinds["unreadable"] = len(found.broken)
+    if found.untested:
+        kinds["evaluated on validation rows alone (trials)"] = len(found.untested)
     if not kinds:
         return []
     total = kinds.total() + len(found.finished)

@@ -46,7 +46,11 @@ def check(cfg: DictConfig, student: Model, data: TextDataModule) -> None:
         if not isinstance(student, (BiLSTM, TextCNN, NgramBag)):
             raise UserError(f"start.from=vectors: {name} has no table of word vectors: use start.from=embeddings")
         if not isinstance(data.tokenizer, (WordTokenizer, TorchtextTokenizer, NgramTokenizer)):
-            raise UserError("start.from=vectors: the student's tokenizer has no words: use start.from=embeddings")
+            kind = data.tokenizer.key()["tokenizer"]
+            raise UserError(
+                f"start.from=vectors: the {kind} tokenizer has no words to ask the teacher about: "
+                "use student/tokenizer=word, torchtext or ngram, or start.from=embeddings"
+            )
 
 
 def begin(cfg: DictConfig, student: Any, data: TextDataModule, folder: Path, store: Store) -> None:

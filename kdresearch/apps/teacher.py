@@ -101,9 +101,9 @@ def find(cfg: DictConfig, chosen: Chosen, store: Store, train: Train) -> Found:
         seen = [trained_texts(each, store) for each in recipes]
         name = f"{_name(cfg.teacher)} in {cfg.teacher.folds} folds"
     else:
-        members = _members(cfg)
-        folders = [_package_folder(cfg, member, chosen, store, train) for member in members]
-        name = " + ".join(_name(member) for member in members)
+        sources = members(cfg)
+        folders = [_package_folder(cfg, source, chosen, store, train) for source in sources]
+        name = " + ".join(map(_name, sources))
     sizes = [parameters(package.outline(folder)[0]) for folder in folders]  # type: ignore[arg-type]
     facts = {
         "name": name,
@@ -123,7 +123,7 @@ def _chained(
 ) -> tuple[list[Path], list[dict[str, Any]]]:
     """The last link's package, and what each link is; every link is kept before the next is begun."""
     told, before = [], None
-    if _headed(cfg):
+    if headed(cfg):
         before = _package_folder(cfg, cfg.teacher, chosen, store, train)
         told.append({"name": _name(cfg.teacher), "fingerprint": package.fingerprint(before)})
         with open_dict(chain[0].cfg):
@@ -141,7 +141,7 @@ def _chained(
     return [before], told
 
 
-def _headed(cfg: DictConfig) -> bool:
+def headed(cfg: DictConfig) -> bool:
     """Whether a chain begins with the configured teacher."""
     return "assistants" in cfg.strategy and cfg.teacher.chain is None
 
@@ -165,7 +165,7 @@ def _check_options(cfg: DictConfig) -> None:
             raise UserError(f"teacher.{name}: a whole number of at least {least}, not {teacher[name]!r}")
     for name in _OF_A_RECIPE:
         _check_recipe_of(cfg, name)
-    for member in _members(cfg):
+    for member in members(cfg):
         _check_reads(member)
     if teacher.folds is not None:
         if teacher.mode == "live":
@@ -208,7 +208,7 @@ def _check_recipe_of(cfg: DictConfig, option: str) -> None:
         by = "teacher.members"
     if teacher[option] is not None and by is not None:
         raise UserError(f"teacher.{option} is of a teacher by one recipe, and {by} is given")
-    for member in _members(cfg):
+    for member in members(cfg):
         source = next((name for name in ("path", "id") if member[name] is not None), None)
         if member[option] is not None and source is not None:
             raise UserError(f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already")
@@ -232,11 +232,11 @@ def promise(cfg: DictConfig, chosen: Chosen, store: Store, data: TextDataModule)
     if "generations" in cfg.strategy and chosen.options["teacher"] not in ("default", "none"):
         say(f"strategy=self learns from its own earlier generations: teacher={chosen.options['teacher']} is not used")
     if chain := links(cfg, chosen):
-        if _headed(cfg):
+        if headed(cfg):
             _outline(cfg, cfg.teacher, chosen, store)
         outlines = [link.outline() for link in chain][-1:]
     else:
-        outlines = [_outline(cfg, member, chosen, store) for member in _members(cfg)]
+        outlines = [_outline(cfg, member, chosen, store) for member in members(cfg)]
         if cfg.teacher.folds is not None:
             last = recipe(cfg, cfg.teacher, chosen, cfg.teacher.folds - 1)
             trained_texts(last, store)  # refuses more folds than there are rows
@@ -442,7 +442,12 @@ def _check(found: Found, teacher: Teacher, data: TextDataModule) -> None:
     label = torch.from_numpy(data.labels[index])
     accuracy = task_metrics(logits_of(teacher, data, index), label)["accuracy"]
     found.facts |= {"validation_accuracy": accuracy, "classes": list(teacher.classes)}
-    say(f"teacher {found.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows")
+    majority = float((label == label.mode().values).double().mean())
+    found.facts["validation_majority"] = majority
+    say(
+        f"teacher {found.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows "
+        f"(of which {majority:.4f} are of the commonest class)"
+    )
     found.facts["members_validation_accuracy"] = member_accuracies(teacher, data, index)
     if not better_than_chance(accuracy, label):
         raise UserError(
@@ -471,7 +476,7 @@ class Promised:
         return self
 
 
-def _members(cfg: DictConfig) -> list[DictConfig]:
+def members(cfg: DictConfig) -> list[DictConfig]:
     if cfg.teacher.members is None:
         return [cfg.teacher]
     return [_member(cfg.teacher, each) for each in cfg.teacher.members]

@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -21,18 +22,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdresearch import __version__, package
-from kdresearch.apps import pseudo_samples, start
+from kdresearch.apps import pseudo_samples, solve, start
 from kdresearch.apps import teacher as teachers
+from kdresearch.apps.budget import Budget, check_budget, limits
 from kdresearch.apps.config import build, plain
 from kdresearch.apps.loggers import close_wandb, make_loggers
 from kdresearch.apps.recipes import CARVING
 from kdresearch.apps.record import Chosen, Record, needs_teacher, write_json, write_predictions
-from kdresearch.apps.resume import RandomState, StopAfter
+from kdresearch.apps.resume import LastCheckpoint, RandomState, StopAfter
 from kdresearch.apps.say import progress, say
+from kdresearch.apps.teacher_settings import settings_of
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
+from kdresearch.data.account import account, account_lines, class_weights
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import UserError, choices
+from kdresearch.errors import Diverged, UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, efficiency, parameters
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.strategies.distiller import VALIDATION_METRICS, Distiller
@@ -40,11 +44,12 @@ from kdresearch.strategies.generative import GenerativeDistiller
 from kdresearch.structures import RECORDED, SAME, Model, Reading, Teacher
 
 
-def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
+def run(cfg: DictConfig, folder: Path, chosen: Chosen, tuning: dict[str, Any] | None = None) -> dict[str, float]:
     """Train and evaluate one configuration; ``folder`` then holds its whole record.
 
     Args:
         chosen: the options and overrides that the configuration was composed from.
+        tuning: for the record, how its settings were chosen.
 
     Returns:
         The content of ``metrics.json``.
@@ -53,10 +58,12 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
     check(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(cfg, folder, chosen)
+    if tuning is not None:
+        record.facts["tuning"] = tuning
     try:
         metrics = _run(cfg, folder, chosen, record)
     except BaseException as error:
-        record.write(status="interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        record.write(status=_status(error))
         close_wandb(failed=True)
         raise
     record.write(status="finished")
@@ -64,15 +71,23 @@ def run(cfg: DictConfig, folder: Path, chosen: Chosen) -> dict[str, float]:
     return metrics
 
 
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+
+
 def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[str, float]:
     phases, store = record.phases, Store()
     with phases("data"):
         data = rows_of(cfg, store).prepare()
     record.facts["data"] = _data_facts(data)
-    counts, dropped = record.facts["data"]["counts"], record.facts["data"]["duplicates_dropped"]
+    counts = record.facts["data"]["counts"]
     say(f"{record.name}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items() if number))
-    if sum(dropped.values()):
-        say("duplicates dropped from training: " + ", ".join(f"{n:,} {name}" for name, n in dropped.items() if n))
+    for line in account_lines(record.facts["data"], data.carve.get("conflicts", "first")):
+        say(line)
+    if (weights := _class_weights(cfg, data)) is not None:
+        record.facts["class_weights"] = dict(zip(data.classes, weights, strict=True))
 
     # Once with a teacher that is only promised: what the strategy refuses is refused before a real one is paid for.
     teaches, generates = needs_teacher(cfg), pseudo_samples.asked(cfg)
@@ -80,7 +95,10 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     promised, reading = teachers.promise(asked, chosen, store, data) if teaches else (None, SAME)
     planned = _strategy(cfg, student := _student(cfg, data), data, promised, reading)
     start.check(cfg, student, data)
+    data.least_labelled = planned.labelled_share
+    solver = solve.solver_of(cfg, chosen, planned, data)
     judged = _check_unlabelled(cfg, chosen, data, planned, teaches)
+    record.identify(settings_of(cfg, chosen, store))
     answers: teachers.Answers | None = None
     device = device_of(cfg)
     if generates:
@@ -115,7 +133,7 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     pl.seed_everything(cfg.seeds.init, workers=True, verbose=False)
     student = _student(cfg, data)
     with phases("data"):
-        _look_at_data(student, data)
+        _look_at_data(student, data, solved=solver is not None)
     if cfg.start["from"] is not None:
         with phases("knowledge"):
             start.begin(cfg, student, data, found.folders[0], store)
@@ -123,7 +141,11 @@ def _run(cfg: DictConfig, folder: Path, chosen: Chosen, record: Record) -> dict[
     for peer in getattr(module, "peers", ()):
         _look_at_data(peer, data)
     with phases("fit"):
-        updates, best_epoch = _fit(cfg, folder, module, data, record)
+        if solver is None:
+            updates, best_epoch = _fit(cfg, folder, module, data, record)
+        else:
+            _open_loggers(cfg, folder, module, data, record)
+            updates, best_epoch = solve.solve(cfg, solver, folder, module, data, record)
     record.facts |= {"updates": updates, "best_epoch": best_epoch}
     with phases("evaluate"):
         return _evaluate(cfg, folder, module, data, answers.evaluation if answers else None, record)
@@ -158,8 +180,15 @@ def _strategy(
         reading=reading,
         batch_size=cfg.student.training.batch_size,
         telemetry_every=cfg.telemetry_every,
+        class_weights=_class_weights(cfg, data),
     )
     return module
+
+
+def _class_weights(cfg: DictConfig, data: TextDataModule) -> list[float] | None:
+    setting = plain(cfg.student.training.get("class_weights"))
+    counts = np.bincount(data.labels[data.split.train], minlength=len(data.classes))
+    return None if setting is None else class_weights(setting, data.classes, counts)
 
 
 def _check_unlabelled(cfg: DictConfig, chosen: Chosen, data: TextDataModule, planned: Distiller, teaches: bool) -> bool:
@@ -201,13 +230,19 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"selection.stop_after must be at least 1, not {cfg.selection.stop_after}")
     if cfg.selection.monitor not in VALIDATION_METRICS:
         raise UserError(f"selection.monitor: {choices(cfg.selection.monitor, VALIDATION_METRICS)}")
+    if cfg.selection.mode != (best := VALIDATION_METRICS[cfg.selection.monitor]):
+        raise UserError(
+            f"selection.mode={cfg.selection.mode} would keep the worst epoch: {cfg.selection.monitor} takes "
+            f"selection.mode={best}"
+        )
+    check_budget(cfg)
     _trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
 
 
 def _trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     fixed = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
     try:
-        return pl.Trainer(**(fixed | plain(cfg.trainer) | arguments))
+        return pl.Trainer(**(fixed | plain(cfg.trainer) | limits(cfg) | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error
 
@@ -246,7 +281,7 @@ def rows_of(cfg: DictConfig, store: Store) -> TextDataModule:
         order_seed=cfg.seeds.order,
         batch_size=cfg.student.training.batch_size,
         say=say,
-        **{name: plain(cfg.data.get(name)) for name in CARVING},
+        **{name: plain(cfg.data[name]) for name in CARVING if name in cfg.data},
     )
 
 
@@ -264,12 +299,13 @@ def _data_facts(data: TextDataModule) -> dict[str, Any]:
             "test": len(split.test),
         },
         "duplicates_dropped": split.dropped,
+        **account(data.corpus, split, getattr(data.source, "label_changes", {})),
     }
 
 
-def _look_at_data(student: Any, data: TextDataModule) -> None:
+def _look_at_data(student: Any, data: TextDataModule, *, solved: bool = False) -> None:
     """What a model wants to see before it is trained: n-gram counts, word vectors."""
-    if hasattr(student, "prepare"):
+    if hasattr(student, "prepare") and not solved:
         student.prepare(data.training_batches())
     vectors = data.tokenizer.vectors() if hasattr(data.tokenizer, "vectors") else None
     if vectors is not None:
@@ -280,21 +316,14 @@ def _look_at_data(student: Any, data: TextDataModule) -> None:
         student.load_vectors(*vectors)
 
 
-def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule, record: Record) -> tuple[int, int]:
-    checkpoints = folder / "checkpoints"
-    resumed = record.checkpoint_to_resume()
-    keep: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
-    monitor, mode = cfg.selection.monitor, cfg.selection.mode
-    if cfg.selection.stop_after is not None:
-        monitor, mode = "epoch", "max"  # the last one is the best
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **keep)
-    last = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_every, **keep)  # to go on from
-    bar = progress()
-    callbacks: list[Callback] = [best, last, RandomState(), bar, LearningRateMonitor("step")]
-    if cfg.selection.stop_after is not None:
-        callbacks.append(StopAfter(cfg.selection.stop_after))
-    if cfg.selection.patience is not None:
-        callbacks.append(EarlyStopping(cfg.selection.monitor, mode=cfg.selection.mode, patience=cfg.selection.patience))
+def _open_loggers(
+    cfg: DictConfig,
+    folder: Path,
+    module: Distiller,
+    data: TextDataModule,
+    record: Record,
+    resumed: Path | None = None,
+) -> None:
     labels = {
         "name": record.name,
         "study": cfg.study,
@@ -309,6 +338,27 @@ def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule,
         | ({"generation": record.facts["generation"]} if "generation" in record.facts else {}),
     }
     record.loggers = make_loggers(plain(cfg.logger), folder, labels, config, resumed)
+
+
+def _fit(cfg: DictConfig, folder: Path, module: Distiller, data: TextDataModule, record: Record) -> tuple[int, int]:
+    checkpoints = folder / "checkpoints"
+    resumed = record.checkpoint_to_resume()
+    keep: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
+    monitor, mode = cfg.selection.monitor, cfg.selection.mode
+    if cfg.selection.stop_after is not None:
+        monitor, mode = "epoch", "max"  # the last one is the best
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **keep)
+    last = LastCheckpoint(every_n_train_steps=cfg.checkpoint_every, **keep)
+    bar = progress()
+    unlabelled = float((data.mixture(0) >= len(data.split.train)).mean())
+    budget = Budget.of(cfg, unlabelled)
+    callbacks: list[Callback] = [budget, best, last, RandomState(), bar, LearningRateMonitor("step")]
+    if cfg.selection.stop_after is not None:
+        callbacks.append(StopAfter(cfg.selection.stop_after))
+    if cfg.selection.patience is not None:
+        stops: dict[str, Any] = {"mode": mode, "patience": cfg.selection.patience, "check_on_train_epoch_end": False}
+        callbacks.append(EarlyStopping(monitor, **stops))
+    _open_loggers(cfg, folder, module, data, record, resumed)
     trainer = _trainer(
         cfg,
         callbacks=callbacks,
@@ -355,13 +405,14 @@ def _evaluate(
     )
     metrics: dict[str, float] = {}
     splits = []
-    for name, index in (("validation", data.split.validation), ("test", data.split.test)):
+    parts = {"validation": data.split.validation} | ({"test": data.split.test} if cfg.evaluation.test else {})
+    for name, index in parts.items():
         logits = torch.empty(len(index), len(data.classes))
         place = {int(row): position for position, row in enumerate(index)}
         for batch in predictor.predict(module, data.evaluation(index)) or []:
             logits[[place[int(row)] for row in batch["index"]]] = batch["logits"].cpu()  # type: ignore[call-overload]
         if not logits.isfinite().all():
-            raise UserError("the student diverged: its logits are not finite; lower student.training.learning_rate")
+            raise Diverged("the student diverged: its logits are not finite; lower student.training.learning_rate")
         label = torch.from_numpy(data.labels[index])
         short = {"validation": "val", "test": "test"}[name]
         metrics |= {f"{short}/{key}": value for key, value in task_metrics(logits, label).items()}
@@ -374,6 +425,8 @@ def _evaluate(
         )
     write_predictions(folder / "predictions.parquet", splits)
     if answer is not None:
+        _compare_teacher(record, metrics)
+    if answer is not None and cfg.evaluation.test:
         record.facts["teacher"]["members_test_accuracy"] = teachers.member_accuracies(answer, data, data.split.test)
 
     student = module.student.cpu().eval()
@@ -393,7 +446,7 @@ def _evaluate(
         "fingerprint": package.fingerprint(folder / "student"),
     }
     if cfg.evaluation.efficiency:
-        rows = data.split.test[: cfg.evaluation.rows]
+        rows = parts[name][: cfg.evaluation.rows]
         batches = [data.student_rows.tokens(rows[first : first + 32]) for first in range(0, len(rows), 32)]
         measured = efficiency(student, batches)
         metrics |= {
@@ -406,11 +459,22 @@ def _evaluate(
         logger.log_metrics({key: value for key, value in metrics.items() if not key.startswith("val/")})
         logger.save()
     _log_lineage(record)
-    told = f"{record.name}: test accuracy {metrics['test/accuracy']:.4f}"
-    if "test/agreement" in metrics:
-        told += f" (teacher {metrics['teacher/test_accuracy']:.4f}, agreement {metrics['test/agreement']:.4f})"
+    told = f"{record.name}: {name} accuracy {metrics[f'{short}/accuracy']:.4f}"
+    if f"{short}/agreement" in metrics:
+        told += f" (teacher {metrics[f'teacher/{short}_accuracy']:.4f}, agreement {metrics[f'{short}/agreement']:.4f})"
     say(f"{told}, {sizes['total']:,} parameters -> {folder}")
     return metrics
+
+
+def _compare_teacher(record: Record, metrics: dict[str, float]) -> None:
+    """Record, and say, whether the student answers the validation rows better than what taught it."""
+    teacher, student = metrics["teacher/val_accuracy"], metrics["val/accuracy"]
+    record.facts["teacher"]["below_student"] = below = teacher < student
+    if below:
+        say(
+            f"WARNING: the teacher is below its student: validation accuracy {teacher:.4f} against {student:.4f}; what "
+            "the student gains by it is no gain in what the teacher knows"
+        )
 
 
 def _log_lineage(record: Record) -> None:

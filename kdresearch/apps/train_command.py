@@ -35,11 +35,11 @@ examples:
 
 def help_text(conf: Path) -> str:
     """The help, with the options that each group has."""
-    hidden = {"options", "carving"}
+    hidden, elsewhere = {"options", "carving"}, {"tune"}
     rows = [
         f"{group.relative_to(conf).as_posix():<20}"
         + " ".join(sorted(file.stem for file in group.glob("*.yaml") if file.stem not in hidden))
-        for group in sorted(path for path in conf.rglob("*") if path.is_dir())
+        for group in sorted(path for path in conf.rglob("*") if path.is_dir() and path.name not in elsewhere)
     ]
     return HELP.format(groups="\n  ".join(rows))
 

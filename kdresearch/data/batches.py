@@ -20,7 +20,8 @@ class Mixture:
     Args:
         labelled, others, generated: how many rows there are of each kind.
         share: of rows without labels in an epoch; labelled ones are repeated, or left out by a sample, to fit. None
-            takes every row once.
+            takes every row once, and labelled ones so often that ``least_labelled`` holds.
+        least_labelled: share that labelled rows have at least in an epoch, where ``share`` does not say it.
         slices: into which the pseudo-samples are cut, the same number in each; an epoch has one of them.
         fresh_every: epochs after which the next slice comes; after the last one the first.
 
@@ -32,6 +33,7 @@ class Mixture:
     others: int = 0
     generated: int = 0
     share: float | None = None
+    least_labelled: float = 0.0
     slices: int = 1
     fresh_every: int = 1
     seed: int = 0
@@ -53,8 +55,11 @@ class Mixture:
         first = self.labelled + self.others + epoch // self.fresh_every % self.slices * size
         unlabelled = np.concatenate([np.arange(self.labelled, self.labelled + self.others), first + np.arange(size)])
         labelled = np.arange(self.labelled)
-        if self.share is not None:
-            wanted = round(len(unlabelled) * (1 - self.share) / self.share)
+        share = self.share
+        if share is None and len(labelled) < self.least_labelled * (len(labelled) + len(unlabelled)):
+            share = 1 - self.least_labelled
+        if share is not None:
+            wanted = round(len(unlabelled) * (1 - share) / share)
             times, rest = divmod(wanted, self.labelled)
             sample = np.random.default_rng([self.seed, epoch, 0x51]).permutation(self.labelled)[:rest]
             labelled = np.concatenate([np.tile(labelled, times), sample])
@@ -65,15 +70,17 @@ class EpochBatches(Sampler[list[int]]):
     """Positions of the rows of each batch, rows of about the same length together.
 
     The rows are shuffled, cut into buckets of many batches, sorted by length within the bucket and cut into
-    batches, which are shuffled again. Every replica gets the same number of batches; where they do not divide, some
-    are given a second time, and with ``mark_repeats`` their positions come as ``-1 - position`` so that no metric
-    counts them twice.
+    batches, which are shuffled again. Rows with and without labels are sorted apart and dealt out evenly, so that each
+    batch has its share of both, however long they are. Every replica gets the same number of batches; where they do
+    not divide, some are given a second time, and with ``mark_repeats`` their positions come as ``-1 - position`` so
+    that no metric counts them twice.
 
     Args:
         lengths: [N] tokens of each row.
         chosen: the positions that an epoch has, as many in each; None takes all rows in every epoch.
         batches_done: batches that this replica trained on before, so that a resumed run goes on where it stopped.
         bucket: batches of a bucket, at most.
+        labelled: how many positions, the first ones, are those of rows with labels; None does not tell them apart.
     """
 
     def __init__(
@@ -89,7 +96,9 @@ class EpochBatches(Sampler[list[int]]):
         batches_done: int = 0,
         bucket: int = 100,
         chosen: Callable[[int], np.ndarray] | None = None,
+        labelled: int | None = None,
     ) -> None:
+        self.labelled = labelled
         self.chosen = chosen or (lambda epoch: np.arange(len(lengths)))
         self.size = len(self.chosen(0))
         self.lengths, self.batch_size, self.bucket = lengths, batch_size, bucket
@@ -120,11 +129,21 @@ class EpochBatches(Sampler[list[int]]):
         width = bucket * self.batch_size if self.shuffle else max(1, len(rows))
         cut: list[np.ndarray] = []
         for first in range(0, len(rows), width):
-            near = rows[first : first + width]
-            near = near[np.argsort(self.lengths[near], kind="stable")]
+            near = self._by_length(rows[first : first + width])
             cut.extend(near[place : place + self.batch_size] for place in range(0, len(near), self.batch_size))
         if self.shuffle:
             cut = [cut[place] for place in generator.permutation(len(cut))]
         missing = len(self) * self.replicas - len(cut)
         repeats = [-1 - batch if self.mark_repeats else batch for batch in (cut * self.replicas)[:missing]]
         return [batch.tolist() for batch in (cut + repeats)[self.rank :: self.replicas]]
+
+    def _by_length(self, rows: np.ndarray) -> np.ndarray:
+        """The rows from short to long, those with and without labels in turn as often as there are."""
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        if self.labelled is None:
+            return rows
+        place = np.empty(len(rows))  # among its own, from 0 to 1
+        for kind in (rows < self.labelled, rows >= self.labelled):
+            place[kind] = (np.arange(kind.sum()) + 0.5) / max(1, kind.sum())
+        ordered: np.ndarray = rows[np.argsort(place, kind="stable")]
+        return ordered

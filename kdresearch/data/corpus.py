@@ -94,6 +94,11 @@ class Corpus:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts.values())
 
+    def rows(self, part: str) -> np.ndarray:
+        """Corpus-wide indices [N] of a part's rows."""
+        found = self.parts[part]
+        return np.arange(found.start, found.start + len(found))
+
     def locate(self, index: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
         """Split corpus-wide indices by part: (part, rows within it, positions within ``index``)."""
         for part in self.parts.values():
@@ -153,6 +158,8 @@ def load(source: Source, store: Store, say: Callable[[str], None] = lambda _: No
     """
     classes = tuple(source.classes)
     key = {"format": FORMAT, "source": source.name, **source.key()}
+    if getattr(source, "label_changes", None):  # what was kept of these rows before had one class more
+        key["labels"] = "normalised"
 
     def build(folder: Path) -> None:
         say(f"reading {source.name}")

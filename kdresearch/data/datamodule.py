@@ -84,6 +84,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed, self.order_seed = split_seed, order_seed
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.carve, self.transfer_share = carve, transfer_share
+        self.least_labelled = 0.0  # of an epoch's rows, where transfer_share does not say it; see ``Mixture``
         self.slices, self.fresh_every = 1, 1
         self.teacher_rows: EncodedRows | None = None
         self.reading: Literal["same", "words", "apart"] = "apart"  # see read_teacher
@@ -166,10 +167,16 @@ class TextDataModule(LightningDataModule):
             **numbers,
             generated=len(self.split.generated),
             share=self.transfer_share,
+            least_labelled=self.least_labelled,
             slices=self.slices,
             fresh_every=self.fresh_every,
             seed=self.order_seed,
         )
+
+    def epoch_rows(self) -> np.ndarray:
+        """Every row of the first epoch, by its place in the corpus; repeated ones as often as they come."""
+        rows: np.ndarray = np.concatenate([self.split.trained, self.split.generated])[self.mixture(0)]
+        return rows
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare()
@@ -185,6 +192,7 @@ class TextDataModule(LightningDataModule):
             seed=self.order_seed,
             batches_done=self.batches_done,
             chosen=self.mixture,
+            labelled=len(self.split.train),
             **self._replicas(),
         )
         return self._loader(index, batches)

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from kdresearch.artifacts import Store, file_sha256
 from kdresearch.errors import UserError
 
+LIMIT = 1 << 30  # bytes of a download: a server that never ends does not fill the disk
+
 
 def fetch(url: str, sha256: str, folder: Path | None = None, timeout: float = 10.0) -> Path:
     """The file behind a URL, downloaded once into ``folder`` (the store's ``downloads``) and checked.
@@ -23,7 +25,7 @@ def fetch(url: str, sha256: str, folder: Path | None = None, timeout: float = 10
     A part that was fetched before is continued with a range request.
 
     Raises:
-        UserError: the host cannot be reached, or what came has another checksum (it is removed).
+        UserError: the host cannot be reached, or what came has another checksum or is beyond LIMIT (it is removed).
     """
     folder = folder or Store().root / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,6 +36,9 @@ def fetch(url: str, sha256: str, folder: Path | None = None, timeout: float = 10
         part = target.with_name(f"{target.name}.part-{hashlib.sha256(url.encode()).hexdigest()[:8]}")
         try:
             _continue(url, part, timeout)
+        except UserError:
+            part.unlink(missing_ok=True)
+            raise
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
@@ -65,6 +70,8 @@ def _continue(url: str, part: Path, timeout: float) -> None:
             with part.open("ab" if resumed else "wb") as file:
                 while block := response.read(1 << 18):
                     file.write(block)
+                    if file.tell() > LIMIT:
+                        raise UserError(f"{url} gave more than {LIMIT:,} bytes; what came was removed")
                     progress.advance(task, len(block))
         if total is not None and part.stat().st_size < total:
             raise OSError("the connection was cut off")

@@ -35,11 +35,14 @@ def fitted(
     settings = tokenizer.key()
     if settings["tokenizer"] == "pretrained":
         return digest(settings)
-    key = {"format": FORMAT, **settings, "corpus": corpus.fingerprint, "rows": rows_digest(train)}
+    # A vocabulary is one of words as they are defined now.
+    key = {"format": FORMAT, "words": WORDS, **settings, "corpus": corpus.fingerprint, "rows": rows_digest(train)}
 
     def build(folder: Path) -> None:
         say(f"fitting the {settings['tokenizer']} tokenizer on {len(train):,} rows")
         tokenizer.fit(corpus.texts(np.sort(train)))
+        if tokenizer.size < (wanted := settings.get("size", 0)):
+            say(f"the {settings['tokenizer']} tokenizer has {tokenizer.size:,} entries: the rows give no {wanted:,}")
         tokenizer.save(folder)
 
     folder = store.build("tokenizer", key, build, waiting=say)

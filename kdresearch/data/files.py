@@ -7,31 +7,30 @@ import difflib
 import gzip
 import io
 import json
-import math
-import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdresearch.artifacts import file_sha256
+from kdresearch.data.columns import Texts, class_names, label_changes, named, numbered, refuse_twins, vetted
 from kdresearch.data.corpus import Row
 from kdresearch.errors import UserError, choices
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_INTEGER = re.compile(r"[+-]?\d+")
 
 
 class Files:
     """Rows from files, one file per part; text and label are columns that the user names.
 
-    Label names are kept as the file writes them: ``01`` and ``1.0`` stay what they are, and so does a text ``NA``.
+    Label names are kept as the file writes them, but for white space around them and the composition of characters
+    (Unicode's NFC): ``pos`` and ``pos `` are one class, ``01`` and ``1.0`` are not ``1``, and a text ``NA`` is a text.
     A row's id is its part and its number in the file, counted from 0 without the header: ``train/17``.
 
     Args:
@@ -80,6 +79,11 @@ class Files:
         return {"files": files, "text": self.text, "label": self.label, "quoted": self.quoted}
 
     @property
+    def label_changes(self) -> dict[str, int]:
+        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
+        return label_changes(self._content[0])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The label names of the training file, sorted; by number where all of them are integers."""
         return self._content[1]
@@ -101,13 +105,6 @@ class Files:
         return f"data.{part}: {self.paths[part]}"
 
 
-class Texts(NamedTuple):
-    """The rows of one part, fit for use: no empty text, no missing label."""
-
-    texts: list[str]
-    labels: list[str] | None  # None in the unlabelled part
-
-
 def columns(
     where: str, path: Path, format: str, wanted: Sequence[str], quoted: bool = True
 ) -> tuple[list[object], ...]:
@@ -126,72 +123,6 @@ def columns(
     if format == "jsonl":
         return _json_lines(where, content, wanted)
     return _delimited(where, content, wanted, _DELIMITERS[format], quoted)
-
-
-def vetted(where: str, part: str, texts: Sequence[object], labels: Sequence[object] | None = None) -> Texts:
-    """Check the two columns of a part as they were read; labels that are numbers or truth values become strings.
-
-    Raises:
-        UserError: no rows, a text that is missing, empty, or no text, a label that is missing or no scalar.
-    """
-    if not len(texts):
-        raise UserError(f"{where} has no rows")
-    empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
-    _refuse(where, part, empty, "empty or missing text")
-    _refuse(
-        where, part, [row for row, text in enumerate(texts) if not _is_text(text)], "a text that is no valid string"
-    )
-    if labels is None:
-        return Texts([str(text) for text in texts], None)
-    _refuse(
-        where,
-        part,
-        [row for row, label in enumerate(labels) if _is_missing(label)],
-        "no label (hidden test labels belong to data.unlabelled)",
-    )
-    odd = [row for row, label in enumerate(labels) if not isinstance(label, str | int | float)]
-    _refuse(where, part, odd, "a label that is neither a string nor a number")
-    return Texts([str(text) for text in texts], [str(label) for label in labels])
-
-
-def class_names(
-    where: Mapping[str, str], parts: Mapping[str, Texts], declared: Sequence[str] | None = None
-) -> tuple[str, ...]:
-    """The classes of the training part: in ``declared`` order, else sorted (by number where all are integers).
-
-    Raises:
-        UserError: a training part of one class, or a label elsewhere that the training part does not have.
-    """
-    found = set(parts["train"].labels or ())
-    if declared is not None:
-        names = tuple(name for name in declared if name in found)
-    elif all(_INTEGER.fullmatch(name) for name in found):
-        names = tuple(sorted(found, key=lambda name: (int(name), name)))
-    else:
-        names = tuple(sorted(found))
-    if len(names) == 1:
-        raise UserError(f"{where['train']} has one class only, {names[0]!r}: there is nothing to classify")
-    for part, content in parts.items():
-        for row, label in enumerate(content.labels or ()):
-            if label not in found:
-                raise UserError(f"{where[part]}: the label of row {part}/{row} is not in train, {_named(label, names)}")
-    return names
-
-
-def numbered(parts: Mapping[str, Texts]) -> Iterator[Row]:
-    """The rows of vetted parts, with their part and number for an id."""
-    for part, (texts, labels) in parts.items():
-        for row, text in enumerate(texts):
-            yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
-
-
-def refuse_twins(origins: Mapping[str, str]) -> None:
-    """Raise UserError where two parts have one origin: what is tested on would be trained or selected on."""
-    first: dict[str, str] = {}
-    for part, origin in origins.items():
-        if origin in first:
-            raise UserError(f"data.{first[origin]} and data.{part} are the same rows, {origin}")
-        first[origin] = part
 
 
 def _file(part: str, given: str | Path) -> Path:
@@ -311,34 +242,6 @@ def _parquet(where: str, path: Path, wanted: Sequence[str]) -> tuple[list[object
 def _require(where: str, wanted: Sequence[str], present: Sequence[str]) -> None:
     for name in wanted:
         if name not in present:
-            raise UserError(
-                f"{where} has no column {_named(name, present)} (data.text and data.label name the columns)"
-            )
+            raise UserError(f"{where} has no column {named(name, present)} (data.text and data.label name the columns)")
         if present.count(name) > 1:
             raise UserError(f"{where} has {present.count(name)} columns named {name!r}")
-
-
-def _named(offending: str, allowed: Sequence[str], most: int = 12) -> str:
-    if len(allowed) <= most:
-        return choices(offending, allowed)
-    return f"{offending!r}; one of {len(allowed)}: {', '.join(name[:30] for name in allowed[:most])}, ..."
-
-
-def _is_missing(label: object) -> bool:
-    return label is None or (isinstance(label, float) and math.isnan(label)) or not str(label).strip()
-
-
-def _is_text(text: object) -> bool:
-    if not isinstance(text, str):
-        return False
-    try:
-        text.encode()  # half of a surrogate pair, as JSON may escape it, is no text that a file could hold
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _refuse(where: str, part: str, rows: Sequence[int], what: str, most: int = 5) -> None:
-    if rows:
-        first = ", ".join(f"{part}/{row}" for row in rows[:most]) + (", ..." if len(rows) > most else "")
-        raise UserError(f"{where}: {len(rows)} row{'s' * (len(rows) > 1)} (counted from 0) with {what}: {first}")

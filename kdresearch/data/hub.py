@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdresearch.data.columns import Texts, class_names, label_changes, numbered, refuse_twins, vetted
 from kdresearch.data.corpus import Row
-from kdresearch.data.files import Texts, class_names, numbered, refuse_twins, vetted
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import reachable
 
@@ -24,8 +24,9 @@ class Hub:
     """Rows of a dataset by its Hub id, or of a local folder of data files (or one that ``save_to_disk`` wrote).
 
     The names of a ``ClassLabel`` are kept, in their declared order where training rows have them; other labels become
-    strings. A row's id is its part and its number in the split: ``train/17``. Without a network, and under
-    ``HF_HUB_OFFLINE=1``, a dataset is taken from the local cache.
+    strings. White space around a name goes, and its characters are composed (Unicode's NFC). A row's id is its part and
+    its number in the split: ``train/17``. Without a network, and under ``HF_HUB_OFFLINE=1``, a dataset comes from the
+    local cache.
     ``datasets`` guesses the types of CSV columns (a label ``01`` becomes ``1``, a text ``NA`` is missing); ``Files``
     does not.
 
@@ -79,6 +80,11 @@ class Hub:
         """The classes and the digest of each part's rows: what they are, wherever they came from."""
         parts, classes = self._content
         return {"classes": list(classes), "rows": {part: _digest(content) for part, content in parts.items()}}
+
+    @property
+    def label_changes(self) -> dict[str, int]:
+        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
+        return label_changes(self._content[0])
 
     @property
     def classes(self) -> tuple[str, ...]:

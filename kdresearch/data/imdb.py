@@ -5,13 +5,17 @@ Published layout: ``aclImdb/{train,test}/{pos,neg}/ID_STARS.txt`` and ``aclImdb/
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, Self
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.data.corpus import Row
@@ -21,6 +25,10 @@ URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 _MEMBER = re.compile(r"(?:^|/)(train|test)/(pos|neg|unsup)/(\d+)_(\d+)\.txt$")
 _BREAK = re.compile(r"\s*<br\s*/?>\s*")
+_LONGEST = 1 << 17  # bytes of a review: the longest of the published ones has 14,282
+_WHOLE = 2 << 30  # bytes of an archive once it is inflated: the published one has 208,923,136
+# By their first bytes. Unlike tarfile's own they inflate so much as is asked for: 45 bytes of bz2 can be 200 MB.
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _STARS = ("1", "2", "3", "4", "7", "8", "9", "10")
 
 
@@ -33,7 +41,8 @@ class Imdb:
         cache: where a download is kept.
 
     Raises:
-        UserError: a path that does not exist, an archive that is truncated or of another layout.
+        UserError: a path that does not exist, an archive that is truncated or of another layout, that holds a review
+            twice, or that inflates to far more than the published one does.
     """
 
     name = "imdb"
@@ -71,17 +80,19 @@ class Imdb:
     def rows(self) -> Iterator[Row]:
         path = self._located()
         files = _folder(path) if path.is_dir() else _archive(path)
-        count = 0
+        seen: set[str] = set()
         for name, content in files:
             match = _MEMBER.search(name)
             if match is None:
                 continue
-            count += 1
             split, sentiment, number, stars = match.groups()
             text = _BREAK.sub("\n", content.decode("utf-8", "replace")).strip()
+            if (own := f"{split}/{sentiment}/{number}") in seen:
+                raise UserError(f"{path} holds the review {own} twice (the second time as {name})")
+            seen.add(own)
             part = "unlabelled" if sentiment == "unsup" else split
-            yield Row(part, f"{split}/{sentiment}/{number}", text, self._label(sentiment, stars))
-        if not count:
+            yield Row(part, own, text, self._label(sentiment, stars))
+        if not seen:
             raise UserError(f"{path} holds no reviews in the published layout (aclImdb/train/pos/0_9.txt, ...)")
 
     def _label(self, sentiment: str, stars: str) -> str | None:
@@ -90,29 +101,59 @@ class Imdb:
         return stars if self.labels == "stars" else {"neg": "negative", "pos": "positive"}[sentiment]
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose headers do not fill the memory: tarfile reads a long name whole before anybody sees it."""
+
+    @classmethod
+    def frombuf(cls, *header: Any) -> Self:
+        member = super().frombuf(*header)
+        if not member.isreg() and member.size > _LONGEST:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
 def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with _inflated(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
+                # The place of the next header: said before anything of the member is inflated.
+                if archive.offset > _WHOLE:
+                    raise UserError(f"{path} inflates to more than {_WHOLE:,} bytes: it is not the published archive")
+                _check_size(path, member.name, member.size)
                 file = archive.extractfile(member) if member.isfile() and _MEMBER.search(member.name) else None
                 if file is not None:
                     yield member.name, file.read()
             # tarfile takes a header that is cut short for the end of the archive; a whole one ends in a block of zeros.
             if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it has no end")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path} is truncated or is no tar archive ({error}): fetch it again") from error
 
 
+def _inflated(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        start = file.read(6)
+    opener: Any = next((each for magic, each in _COMPRESSED.items() if start.startswith(magic)), open)
+    stream: IO[bytes] = opener(path, "rb")
+    return stream
+
+
 def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
     for file in _review_files(path):
-        yield file.relative_to(path.parent).as_posix(), file.read_bytes()
+        name = file.relative_to(path.parent).as_posix()
+        _check_size(path, name, file.stat().st_size)
+        yield name, file.read_bytes()
+
+
+def _check_size(path: Path, name: str, size: int) -> None:
+    if size > _LONGEST and _MEMBER.search(name):
+        raise UserError(f"{path}: {name} has {size:,} bytes; a review has at most {_LONGEST:,}")
 
 
 def _review_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*.txt") if _MEMBER.search(file.as_posix()))
+    return sorted(file for file in path.rglob("*.txt") if _MEMBER.search(file.as_posix()) and file.is_file())
 
 
 def _folder_fingerprint(path: Path) -> str:

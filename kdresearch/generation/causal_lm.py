@@ -63,6 +63,9 @@ class CausalLm(Pretrained):
             raise UserError(f"generator.prompt: {self.prompt!r} is no template ({error})") from error
         for name in sorted(self.asks - set(FIELDS)):
             raise UserError(f"generator.prompt: {choices(name, FIELDS)}")
+        if "label" not in self.asks and (self.names or self.balance != "uniform"):
+            ignored = "names" if self.names else "balance"
+            raise UserError(f"generator.{ignored} is about classes, and generator.prompt names no {{label}}")
         for setting in ("words", "max_new_tokens"):
             if getattr(self, setting) < 1:
                 raise UserError(f"generator.{setting} must be at least 1, not {getattr(self, setting)}")

@@ -27,6 +27,8 @@ OF_TEACHER = ("confidence", "entropy")
 
 KEPT = "kept"
 REPEATED_NGRAM = 4
+RULES = 2  # short rows are found with a word changed
+SHORTEST = 3  # words of a text of which two are a copy of most of it
 _APOSTROPHES = re.compile("['’]")
 _WORD = re.compile(r"[^\W_]+")
 
@@ -58,6 +60,9 @@ def longest_run(words: Iterable[str]) -> int:
 class HeldOut:
     """Texts that nothing may be trained on, by the hashes of their word n-grams.
 
+    Short rows are beyond n-grams: of fewer than 2n words, one changed in the middle leaves none of them whole. They are
+    known by what is left of them without a word as well.
+
     Args:
         texts: R rows.
         ngram: n.
@@ -68,10 +73,13 @@ class HeldOut:
         self.ngram, self.passage = ngram, passage
         self._ids: dict[str, int] = {}  # of every word that occurs; any other word makes an n-gram that does not
         self._equal: set[bytes] = set()
+        self._shortened: set[bytes] = set()  # short rows, without each of their words
         lengths, hashes = [], []
         for text in texts:
             read = words(text)
             self._equal.add(identity(read))
+            if SHORTEST <= len(read) <= 2 * ngram:
+                self._shortened |= _without(read)
             ids = np.fromiter((self._ids.setdefault(word, len(self._ids)) for word in read), np.int64, len(read))
             lengths.append(len(ids))
             hashes.append(np.unique(self._hashes(ids)))
@@ -86,7 +94,8 @@ class HeldOut:
 
         The words of the text that lie in an n-gram which the row also has, as a share of the text's words, or, of a
         text that is shorter than the row, of the row's (but no more than ``passage``): a common phrase that occurs in
-        a long review is not a copy of it, half a review is. A text of fewer than 2n words is a copy of its equal only.
+        a long review is not a copy of it, half a review is. A text of fewer than 2n words has all but one word in
+        common with a row that differs from it by one word (another, moved, one more, one less), and else nothing.
 
         Args:
             read: ``words`` of the text, W of them.
@@ -94,7 +103,7 @@ class HeldOut:
         if identity(read) in self._equal:
             return 1.0
         if len(read) < 2 * self.ngram:
-            return 0.0
+            return self._edited(read) if len(read) >= SHORTEST else 0.0
         ids = np.fromiter((self._ids.get(word, -1) for word in read), np.int64, len(read))
         hashes = self._hashes(ids)
         first, last = (np.searchsorted(self._sorted, hashes, side) for side in ("left", "right"))
@@ -113,6 +122,14 @@ class HeldOut:
             best, bound[candidate] = max(best, covered / whole[candidate]), 0.0
         return float(best)
 
+    def _edited(self, read: Sequence[str]) -> float:
+        """What a short text shares with a row that it differs from by one word."""
+        if identity(read) in self._shortened:
+            return len(read) / (len(read) + 1)
+        left = _without(read)
+        same = not (left.isdisjoint(self._shortened) and left.isdisjoint(self._equal))
+        return (len(read) - 1) / len(read) if same else 0.0
+
     def _hashes(self, ids: np.ndarray) -> np.ndarray:
         """A hash for each n-gram of the word ids [W]: [max(0, W - n + 1)] uint64."""
         mixed = _mixed(ids.astype(np.uint64))
@@ -121,6 +138,11 @@ class HeldOut:
         for offset in range(self.ngram):
             hashes = _mixed(hashes + mixed[offset : offset + size])
         return hashes
+
+
+def _without(read: Sequence[str]) -> set[bytes]:
+    """What is left of a text without the word at each place."""
+    return {identity([*read[:place], *read[place + 1 :]]) for place in range(len(read))}
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -182,8 +204,9 @@ class Filters:
                 )
 
     def key(self) -> dict[str, Any]:
-        """The settings of the filters of the text, which are those that a pool depends on."""
-        return {name: value for name, value in asdict(self).items() if not name.endswith(OF_TEACHER)}
+        """The settings of the filters of the text, which are those that a pool depends on, and the rules' version."""
+        settings = {name: value for name, value in asdict(self).items() if not name.endswith(OF_TEACHER)}
+        return {"rules": RULES, **settings}
 
     @property
     def ask_teacher(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +14,15 @@ from kdresearch.errors import UserError
 from kdresearch.generation.generator import Preparation
 from kdresearch.generation.pretrained import Pretrained, load
 
+CONTINUATION = "##"  # what WordPiece writes before a piece that is not the first of its word
+
 
 @dataclass(kw_only=True)
 class Infill(Pretrained):
     """Any Hugging Face masked language model: it masks tokens of a row and draws others for them (Wu et al. 2019).
 
-    The sample reads as the model's tokenizer writes it: an uncased one gives lower case.
+    Words of which no token is masked stay as they are written, those that the tokenizer does not know among them; the
+    others read as the tokenizer writes them: an uncased one gives lower case.
 
     Args:
         mask_share: of a text's tokens, at least one, that are masked in each round.
@@ -49,6 +54,9 @@ class Infill(Pretrained):
             if value is not None and value < least[name]:
                 raise UserError(f"generator.{name} must be at least {least[name]}, not {value}")
 
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "format": 2}  # words that are not masked are the row's own
+
     def prepare(self, given: Preparation) -> None:
         self.rows = [text for text in given.texts if text.strip()]
         if not self.rows:
@@ -57,6 +65,10 @@ class Infill(Pretrained):
         self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, given.device)
         if self.tokenizer.mask_token_id is None:
             raise UserError(f"generator.path: the tokenizer of {self.path} has no token to mask with")
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"generator.path: the tokenizer of {self.path} does not say where its tokens stand in a text"
+            )
         positions = getattr(self.model.config, "max_position_embeddings", self.max_length)
         room = min(positions, self.tokenizer.model_max_length)  # some positions may be the padding's own
         if self.max_length > room:
@@ -66,7 +78,10 @@ class Infill(Pretrained):
         random = np.random.default_rng(seed)
         draws = torch.Generator(self.model.device).manual_seed(seed)
         chosen = random.choice(len(self.rows), size=number, replace=number > len(self.rows))
-        encoded = self.tokenizer([self.rows[row] for row in chosen], truncation=True, max_length=self.max_length)
+        texts = [self.rows[row] for row in chosen]
+        encoded = self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, return_offsets_mapping=True, return_attention_mask=False
+        )
         ids = encoded["input_ids"]
         samples = [""] * number
         by_length = np.argsort([len(row) for row in ids], kind="stable")
@@ -75,15 +90,42 @@ class Infill(Pretrained):
             batch = self.tokenizer.pad({"input_ids": [ids[place] for place in places]}, return_tensors="pt")
             special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
             tokens, mask = batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+            drawn = np.zeros(special.shape, bool)
             for _ in range(self.rounds):
-                masked = torch.from_numpy(masked_positions(~special.numpy(), self.mask_share, random))
-                tokens = self.fill(tokens, mask, masked.to(tokens.device), draws)
-            texts = self.tokenizer.batch_decode(
-                tokens.cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=True
-            )
-            for place, text in zip(places, texts, strict=True):
-                samples[place] = text.strip()
+                masked = masked_positions(~special.numpy(), self.mask_share, random)
+                tokens = self.fill(tokens, mask, torch.from_numpy(masked).to(tokens.device), draws)
+                drawn |= masked
+            for place, row, new, real in zip(
+                places, tokens.cpu().numpy(), drawn, batch["attention_mask"].bool().numpy(), strict=True
+            ):
+                spans = encoded["offset_mapping"][place]
+                samples[place] = self._written(texts[place], encoded.word_ids(place), spans, row[real], new[real])
         return samples
+
+    def _written(
+        self, text: str, names: list[int | None], spans: list[tuple[int, int]], ids: np.ndarray, new: np.ndarray
+    ) -> str:
+        """The text with those words written anew of which a token is ``new``, and all others as they stand in it.
+
+        Args:
+            names: [T] the word of each token; None for special ones.
+            spans: [T] characters of each token.
+            ids: [T] tokens, drawn ones in their places.
+            new: [T] bool.
+        """
+        written, end = "", 0
+        real = [place for place, name in enumerate(names) if name is not None]
+        for _, group in groupby(real, key=lambda place: names[place]):
+            word = list(group)
+            first, last = spans[word[0]][0], spans[word[-1]][1]
+            written, end = written + text[end:first], max(end, last)
+            if new[word].any():
+                decoded = self.tokenizer.decode(ids[word].tolist(), clean_up_tokenization_spaces=False)
+                written += decoded.strip().removeprefix(CONTINUATION)
+            else:
+                written += text[first:last]
+        rest = "" if len(names) == self.max_length else text[end:]
+        return (written + rest).strip()
 
     @torch.inference_mode()
     def fill(self, ids: Tensor, mask: Tensor, masked: Tensor, draws: torch.Generator) -> Tensor:

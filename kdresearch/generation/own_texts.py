@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded, vetted
+from kdresearch.data.columns import vetted
+from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded
 from kdresearch.errors import UserError, choices
 from kdresearch.generation.generator import Preparation
 
@@ -20,10 +21,11 @@ class OwnTexts:
         path: one text per line, or CSV, TSV, JSON Lines or Parquet; ``~`` is expanded.
         text: the column of the texts, except in lines.
         format: ``lines``, or one of ``data.files.FORMATS``; None goes by the suffix, and any that is unknown is lines.
-        quoted: False where quotation marks are ordinary characters.
+        quoted: False where quotation marks are ordinary characters; not of lines.
 
     Raises:
-        UserError: a path that is not a file, an unknown format; from ``prepare``, a file that does not hold texts.
+        UserError: a path that is not a file, an unknown format, a setting of columns for lines; from
+            ``prepare``, a file that does not hold texts.
     """
 
     def __init__(self, path: str | Path, *, text: str = "text", format: str | None = None, quoted: bool = True) -> None:
@@ -34,6 +36,11 @@ class OwnTexts:
             raise UserError(f"generator.format: {choices(format, (LINES, *FORMATS))}")
         suffix = self.path.with_suffix("").suffix if self.path.suffix.lower() == ".gz" else self.path.suffix
         self.text, self.format, self.quoted = text, format or SUFFIXES.get(suffix.lower(), LINES), quoted
+        if self.format == LINES and (text != "text" or not quoted):
+            ignored = "text" if text != "text" else "quoted"
+            raise UserError(
+                f"generator.{ignored} is of columns, and {self.path} is read as lines: generator.format=..."
+            )
 
     def key(self) -> dict[str, Any]:
         settings = {"text": self.text, "format": self.format, "quoted": self.quoted}

@@ -12,7 +12,7 @@ import torch
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.errors import UserError, choices
-from kdresearch.hub import hub_name
+from kdresearch.hub import from_pretrained, hub_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -74,10 +74,12 @@ def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any
     verbosity = logging.get_verbosity()
     logging.set_verbosity(levels.CRITICAL)  # it prints a table of missing weights, and goes on
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model, report = getattr(transformers, kind).from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True
+        tokenizer = from_pretrained(transformers.AutoTokenizer, name)
+        model, report = from_pretrained(
+            getattr(transformers, kind), name, dtype=getattr(torch, dtype), output_loading_info=True
         )
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"generator.path: {path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
     finally:

@@ -84,6 +84,8 @@ class ScratchLm:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise UserError(f"generator.{name} must be at least {smallest}, not {getattr(self, name)}")
+        if not self.conditional and self.balance != "uniform":
+            raise UserError("generator.balance is of classes, and generator.conditional=false draws none")
         if self.width % self.heads:
             raise UserError(f"generator.heads: a width of {self.width} does not divide into {self.heads} heads")
 

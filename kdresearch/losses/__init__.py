@@ -5,7 +5,7 @@ over the tokens that are real on both sides, then over layers. ``convention=`` r
 """
 
 from kdresearch.losses.attention import attention_kl, attention_mse, relation_heads, value_relation
-from kdresearch.losses.hidden import cosine, gram, hidden_mse, jacobian, nst, patient, semantic
+from kdresearch.losses.hidden import cosine, fsp, gram, hidden_mse, jacobian, nst, patient, semantic
 from kdresearch.losses.logits import (
     correlation,
     decoupled,
@@ -16,7 +16,14 @@ from kdresearch.losses.logits import (
     total_variation,
     weighted_soft_label,
 )
-from kdresearch.losses.relation import contrastive, pkt, rkd_angle, rkd_distance, similarity_preserving
+from kdresearch.losses.relation import (
+    contrastive,
+    noise_contrastive,
+    pkt,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
 
 __all__ = [
     "attention_kl",
@@ -25,10 +32,12 @@ __all__ = [
     "correlation",
     "cosine",
     "decoupled",
+    "fsp",
     "gram",
     "hidden_mse",
     "jacobian",
     "logit_mse",
+    "noise_contrastive",
     "nst",
     "patient",
     "pkt",

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from kdresearch.losses import checks
 from kdresearch.losses.checks import Layers
 
-ATTENTION_MSE_CONVENTIONS = ("house", "textbrewer", "tinybert")
-ATTENTION_KL_CONVENTIONS = ("house", "textbrewer")
+ATTENTION_MSE_CONVENTIONS = ("house", "textbrewer", "textbrewer_sum", "tinybert")
+ATTENTION_KL_CONVENTIONS = ("house", "textbrewer", "textbrewer_mean")
 INPUTS = ("probabilities", "scores")
 
 
@@ -31,8 +31,10 @@ def attention_mse(student: Layers, teacher: Layers, *, mask: Tensor | None = Non
         student, teacher: attention [B, H, T, T] (or [B, H, 1, T]), probabilities or scores before the softmax (as
             TinyBERT has it), both sides the same; or layers of them.
         mask: [B, T] bool.
-        convention: ``house``; ``textbrewer`` divides by Σ_b only, which sums over the heads; ``tinybert``, as its code
-            does: scores of −100 and below set to 0, the plain mean over all positions, summed over layers.
+        convention: ``house``, which TextBrewer's ``attention_mse`` with a mask is as well (``textbrewer``; without a
+            mask that one sets all scores below −.001 to 0, which is not reproduced); ``textbrewer_sum``, its
+            ``attention_mse_sum``: maps summed over the heads first; ``tinybert``, as its code does: scores of −100 and
+            below set to 0, the plain mean over all positions, summed over layers.
 
     Raises:
         ValueError: shapes or head counts that differ, layers that do not pair, a mask that is not [B, T] bool, an
@@ -46,9 +48,10 @@ def attention_mse(student: Layers, teacher: Layers, *, mask: Tensor | None = Non
             s, t = (x.masked_fill(x <= -100.0, 0.0) for x in (s, t))
             values.append((s - t).square().mean())
             continue
+        if convention == "textbrewer_sum":
+            s, t = s.sum(1, keepdim=True), t.sum(1, keepdim=True)
         s, t, valid = _blank(s, t, queries, keys)
-        value = checks.mean((s - t).square(), valid)
-        values.append(value * s.shape[1] if convention == "textbrewer" else value)
+        values.append(checks.mean((s - t).square(), valid))
     total = torch.stack(values)
     return total.sum() if convention == "tinybert" else total.mean()
 
@@ -71,28 +74,33 @@ def attention_kl(
         mask: [B, T] bool.
         temperature: τ on the attention's logits: A^(1/τ), renormalised.
         inputs: ``probabilities``, or ``scores`` before the softmax; the value is the same for both.
-        convention: ``house``; ``textbrewer`` (its ``att_ce_loss``, for scores only): cross-entropy in place of KL,
-            each softmax over all the keys given, then masked; no τ².
+        convention: ``house``; ``textbrewer`` (its ``attention_ce``, for scores only): cross-entropy in place of KL,
+            each softmax over all the keys given, then masked; no τ²; ``textbrewer_mean`` (its ``attention_ce_mean``)
+            the same of the scores' mean over heads.
 
     Raises:
         ValueError: shapes or head counts that differ, layers that do not pair, a mask that is not [B, T] bool, a
-            temperature that is not positive, an unknown option, ``textbrewer`` with probabilities (they would go
-            through a second softmax).
+            temperature that is not positive, an unknown option, TextBrewer's conventions with probabilities (they
+            would go through a second softmax).
     """
     checks.positive("temperature", temperature)
     checks.one_of("inputs", inputs, INPUTS)
     checks.one_of("convention", convention, ATTENTION_KL_CONVENTIONS)
-    if convention == "textbrewer" and inputs != "scores":
-        raise ValueError("convention 'textbrewer' takes a softmax of scores: give inputs='scores', not probabilities")
+    if convention != "house" and inputs != "scores":
+        raise ValueError(
+            f"convention {convention!r} takes a softmax of scores: give inputs='scores', not probabilities"
+        )
     values = []
     for s, t in checks.layers(student, teacher):
         s, t, queries, keys = _maps(s, t, mask)
         if convention == "house":
             s, t, _ = _blank(s, t, queries, keys)
+        if convention == "textbrewer_mean":
+            s, t = s.mean(1, keepdim=True), t.mean(1, keepdim=True)
         if inputs == "probabilities":
             s, t = s.clamp(min=1e-30).log(), t.clamp(min=1e-30).log()
         s, t = s / temperature, t / temperature
-        if convention == "textbrewer":
+        if convention != "house":
             entropy = -(F.softmax(t, -1) * F.log_softmax(s, -1)).masked_fill(~keys[:, None, None], 0.0).sum(-1)
             values.append(checks.mean(entropy, queries.unsqueeze(1)))
         else:

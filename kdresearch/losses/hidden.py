@@ -7,6 +7,7 @@ the valid tokens of the batch, so that two halves average to the whole where the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,9 +21,12 @@ HIDDEN_MSE_CONVENTIONS = ("house", "tinybert")
 PATIENT_CONVENTIONS = ("house", "pkd")
 SEMANTIC_DIVERGENCES = ("forward", "reverse")
 SEMANTIC_CONVENTIONS = ("house", "norm")
-GRAM_CONVENTIONS = ("house", "mean")
+GRAM_CONVENTIONS = ("house", "published", "mean")
 NST_CONVENTIONS = ("house", "textbrewer")
 DISTANCES = ("norm", "cosine")
+
+States = tuple[Tensor, Tensor, Tensor]
+"""Both sides' states of a layer, and where they are real."""
 
 
 def hidden_mse(student: Layers, teacher: Layers, *, mask: Tensor | None = None, convention: str = "house") -> Tensor:
@@ -132,36 +136,61 @@ def semantic(
     return weight * kl + (1 - weight) * torch.stack(values).mean()
 
 
-def gram(
-    student: Layers, teacher: Layers, *, mask: Tensor | None = None, flow: bool = False, convention: str = "house"
-) -> Tensor:
-    """Mean over B of ‖G_s − G_t‖_F², G = F₁ᵀF₂ / (valid tokens) [D₁, D₂] (FSP, Yim et al. 2017, §3).
+def fsp(student: Layers, teacher: Layers, *, mask: Tensor | None = None, convention: str = "house") -> Tensor:
+    """Mean over B of ‖G_s − G_t‖_F² / ‖G_t‖_F², G = F₁ᵀF₂ / (valid tokens) [D₁, D₂] (FSP, Yim et al. 2017, eq. 1-2).
+
+    F₁ and F₂ are consecutive layers of one network; tokens stand where the paper has positions of an image. Divided by
+    the size of the teacher's, it is 1 for a student that says nothing, whatever the widths: G has D₁·D₂ entries, each
+    a product of two features, and its square alone can be thousands or thousandths.
 
     Args:
-        student, teacher: token states [B, T, D], or layers of them. F₁ = F₂ is each layer in turn, or, with ``flow``,
-            F₁ and F₂ are consecutive layers, as in the paper; the mean over layers, or over pairs, is taken.
+        student, teacher: two or more layers [B, T, D_i], D_i alike on both sides; the mean over consecutive pairs.
         mask: [B, T] bool; rows with no valid token do not count.
-        flow: whether G is between consecutive layers; it takes two or more.
-        convention: ``house`` sums over the entries of G, as the paper does; ``mean`` averages over them, as the code
-            of RepDistiller and TextBrewer does.
+        convention: ``house``; ``published`` is ‖G_s − G_t‖_F², as in the paper; ``mean`` its mean over the entries, as
+            the code of RepDistiller and TextBrewer has it.
 
     Raises:
-        ValueError: shapes that differ, layers that do not pair, ``flow`` of one layer, a mask that is not [B, T]
-            bool, an unknown convention.
+        ValueError: shapes that differ, layers that do not pair, fewer than two of them or of other tokens, a mask that
+            is not [B, T] bool, an unknown convention.
     """
-    checks.one_of("convention", convention, GRAM_CONVENTIONS)
     pairs = [checks.states(s, t, mask) for s, t in checks.layers(student, teacher)]
-    if flow and len(pairs) < 2:
-        raise ValueError("flow=True takes two layers or more: its Gram matrices are between consecutive ones")
+    if len(pairs) < 2:
+        raise ValueError("fsp takes two layers or more: its matrices are between consecutive ones")
+    if any(valid.shape != pairs[0][2].shape for _, _, valid in pairs):
+        raise ValueError("fsp takes layers of the same tokens")
+    return _between(list(pairwise(pairs)), convention)
+
+
+def gram(student: Layers, teacher: Layers, *, mask: Tensor | None = None, convention: str = "house") -> Tensor:
+    """``fsp`` of each layer with itself: Gram matrices FᵀF / (valid tokens), which features go together.
+
+    The style matrices of Gatys et al. 2016, eq. 3; not FSP, which is between two layers.
+
+    Args:
+        student, teacher: token states [B, T, D], or layers of them, over which the mean is taken.
+        mask, convention: see ``fsp``.
+
+    Raises:
+        ValueError: shapes that differ, layers that do not pair, a mask that is not [B, T] bool, an unknown convention.
+    """
+    pairs = [checks.states(s, t, mask) for s, t in checks.layers(student, teacher)]
+    return _between(list(zip(pairs, pairs, strict=True)), convention)
+
+
+def _between(pairs: Sequence[tuple[States, States]], convention: str) -> Tensor:
+    """Mean over B and pairs of layers of the distance between the two sides' F₁ᵀF₂."""
+    checks.one_of("convention", convention, GRAM_CONVENTIONS)
     values = []
-    for first, second in pairwise(pairs) if flow else zip(pairs, pairs, strict=True):
+    for first, second in pairs:
         valid = first[2]
-        if second[2].shape != valid.shape:
-            raise ValueError("flow=True takes layers of the same tokens")
         count = valid.sum(1).clamp(min=1)[:, None, None]
-        g_s, g_t = (checks.product(first[side].transpose(1, 2), second[side]) / count for side in (0, 1))
-        difference = (g_s - g_t).square()
-        rows = difference.mean((1, 2)) if convention == "mean" else difference.sum((1, 2))
+        g_s, g_t = (checks.product(a.transpose(1, 2), b) / count for a, b in zip(first[:2], second[:2], strict=True))
+        rows = (g_s - g_t).square().sum((1, 2))
+        if convention == "house":
+            size = g_t.square().sum((1, 2))
+            rows = rows / torch.where(size > 0, size, 1.0)
+        elif convention == "mean":
+            rows = rows / g_s[0].numel()
         values.append(checks.mean(rows, valid.any(1)))
     return torch.stack(values).mean()
 

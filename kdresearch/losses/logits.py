@@ -15,6 +15,7 @@ SOFT_LABEL_CONVENTIONS = ("house", "mean", "textbrewer")
 LOGIT_MSE_CONVENTIONS = ("house", "textbrewer")
 STANDARDISED_CONVENTIONS = ("house", "published")
 WEIGHTED_CONVENTIONS = ("house", "published")
+BETA = 0.5
 
 
 def soft_label(
@@ -23,7 +24,7 @@ def soft_label(
     *,
     temperature: float = 1.0,
     divergence: str = "forward",
-    beta: float = 0.5,
+    beta: float = BETA,
     convention: str = "house",
 ) -> Tensor:
     """τ²·(1/B)·Σ_b KL(p_t‖p_s), p = softmax(z/τ) (Hinton et al. 2015, §2).
@@ -38,13 +39,16 @@ def soft_label(
             the cross-entropy −Σ_c p_t log p_s with no τ².
 
     Raises:
-        ValueError: shapes that differ or are empty, a temperature that is not positive, an unknown option.
+        ValueError: shapes that differ or are empty, a temperature that is not positive, an unknown option, a β that
+            the divergence does not have.
     """
     student, teacher = checks.logits(student, teacher)
     checks.positive("temperature", temperature)
     checks.one_of("divergence", divergence, DIVERGENCES)
     checks.one_of("convention", convention, SOFT_LABEL_CONVENTIONS)
     checks.fraction("beta", beta)
+    if beta != BETA and divergence != "jsd":
+        raise ValueError(f"beta={beta} is of divergence='jsd', and {divergence!r} has none: leave it at {BETA}")
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     if convention == "textbrewer":
         if divergence != "forward":
@@ -87,16 +91,20 @@ def logit_mse(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, con
 
     Args:
         student, teacher: logits [B, C].
-        temperature: τ of the ``textbrewer`` convention, which compares z/τ; the house convention does not use it.
+        temperature: τ of the ``textbrewer`` convention, which compares z/τ.
 
     Raises:
-        ValueError: shapes that differ or are empty, a temperature that is not positive, an unknown convention.
+        ValueError: shapes that differ or are empty, a temperature that is not positive, or other than 1 under the
+            house convention, an unknown convention.
     """
     student, teacher = checks.logits(student, teacher)
     checks.positive("temperature", temperature)
     checks.one_of("convention", convention, LOGIT_MSE_CONVENTIONS)
-    scale = temperature if convention == "textbrewer" else 1.0
-    return F.mse_loss(student / scale, teacher / scale)
+    if convention == "house" and temperature != 1:
+        raise ValueError(
+            f"temperature={temperature}: the house convention compares the logits as they are; 'textbrewer' has one"
+        )
+    return F.mse_loss(student / temperature, teacher / temperature)
 
 
 def decoupled(

@@ -6,6 +6,8 @@ averaging two halves does not give the value of the whole, and a batch too small
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from kdresearch.losses import checks
 
 CONVENTIONS = ("house", "published")
+ANCHORS = ("student", "teacher")
 
 
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
@@ -65,8 +68,8 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, convention: str = "house")
     Args:
         student, teacher: sentence vectors [B, D_s] and [B, D_t]; B = 1 has no pairs and gives 0.
         convention: ``house`` is the mean over pairs of different rows; ``published``, as the authors' code does, over
-            all B², the B zeros of rows with themselves included. Usual weights are 25 (and 50 for the angle), or 1
-            (and 2).
+            all B², the B zeros of rows with themselves included. The authors' weights are 25 (and 50 for the angle)
+            on metric learning of images, and 1 (and 2) on classification.
 
     Raises:
         ValueError: vectors that are not [B, D], or of different rows; an unknown convention.
@@ -112,50 +115,90 @@ def contrastive(
     teacher: Tensor,
     *,
     temperature: float = 0.07,
+    anchor: str = "student",
+    batch_mask: Tensor | None = None,
     queue: Tensor | None = None,
     queue_mask: Tensor | None = None,
     in_batch: bool = True,
 ) -> Tensor:
-    """Mean over B of −log( e^(s·t/τ) / (e^(s·t/τ) + Σ e^(s·n/τ)) ), InfoNCE of unit vectors (Tian et al. 2020, §3).
+    """Mean over B of −log( e^(s·t/τ) / (e^(s·t/τ) + Σ e^(s·n/τ)) ), InfoNCE of unit vectors (Oord et al. 2018, eq. 4).
 
-    The positive t is the teacher's vector of the same row; the negatives n are the teacher's vectors of the other
-    rows, of the queue, or of both. It needs no labels. It is not 0 at equality, but never negative; it sees
-    directions only.
+    The positive t is the teacher's vector of the same row; the negatives n are the teacher's vectors of other rows, of
+    the queue, or of both; with ``anchor="teacher"`` the sides change places, and the gradient is the student's all the
+    same. It needs no labels. It is not 0 at equality, but never negative; it sees directions only.
 
     Args:
-        student, teacher: sentence vectors [B, D] of one width (CRD projects both to 128).
-        temperature: τ; CRD has 0.07.
-        queue: further negatives [K, D], vectors of a teacher; detached. CRD has K = 16384, refreshed with momentum
-            0.5; K must not exceed what the data has, or negatives repeat.
+        student, teacher: sentence vectors [B, D] of one width.
+        temperature: τ.
+        anchor: the side whose vectors look for the other's.
+        batch_mask: [B, B] bool, True where the row of the second place is a negative of the first's; the diagonal is
+            the positives and does not count. None takes all other rows.
+        queue: further negatives [K, D], vectors of the side that is not the anchor; detached. K must not exceed what
+            the data has, or negatives repeat.
         queue_mask: [B, K] bool, True where an entry of the queue is a negative of the row; None takes all.
-        in_batch: whether the batch's other rows are negatives too.
+        in_batch: whether the batch's other rows are negatives at all.
 
     Raises:
-        ValueError: vectors that are not [B, D] and alike, a queue that is not [K, D], a queue_mask that is not
-            [B, K] bool or has no queue, no negatives at all (``in_batch=False`` without a queue), a temperature that
-            is not positive.
+        ValueError: vectors that are not [B, D] and alike, an unknown anchor, a queue that is not [K, D], a mask that is
+            not bool and of its shape or has no queue, no negatives at all (``in_batch=False`` without a queue), a
+            temperature that is not positive.
     """
     student, teacher = checks.vectors(student, teacher, same_width=True)
     checks.positive("temperature", temperature)
+    checks.one_of("anchor", anchor, ANCHORS)
+    size = len(student)
     if queue is None and not in_batch:
         raise ValueError("in_batch=False leaves no negatives: give a queue")
     if queue is not None and (queue.dim() != 2 or queue.shape[1] != student.shape[1]):
         raise ValueError(f"queue must be [K, {student.shape[1]}], not {list(queue.shape)}")
     if queue_mask is not None:
-        shape = [len(student), 0 if queue is None else len(queue)]
+        shape = [size, 0 if queue is None else len(queue)]
         if queue is None or queue_mask.dtype != torch.bool or list(queue_mask.shape) != shape:
             raise ValueError(f"queue_mask must be bool {shape}, not {queue_mask.dtype} {list(queue_mask.shape)}")
-    anchor, positive = checks.unit(student), checks.unit(teacher)
-    similarity = checks.product(anchor, positive.T)
-    scores = [similarity.diagonal().unsqueeze(1)]
+    if batch_mask is not None and (batch_mask.dtype != torch.bool or list(batch_mask.shape) != [size, size]):
+        raise ValueError(f"batch_mask must be bool {[size, size]}, not {batch_mask.dtype} {list(batch_mask.shape)}")
+    sides = [checks.unit(student), checks.unit(teacher)]
+    seeking, sought = sides if anchor == "student" else reversed(sides)
+    counted = torch.eye(size, dtype=torch.bool, device=student.device)
     if in_batch:
-        size = len(student)
-        others = ~torch.eye(size, dtype=torch.bool, device=student.device)
-        scores.append(similarity[others].view(size, size - 1))
+        counted = torch.ones_like(counted) if batch_mask is None else counted | batch_mask
+    scores = checks.product(seeking, sought.T).masked_fill(~counted, -torch.inf)
     if queue is not None:
-        further = checks.product(anchor, checks.unit(queue.detach().to(anchor.dtype)).T)
-        scores.append(further if queue_mask is None else further.masked_fill(~queue_mask, -torch.inf))
-    return -F.log_softmax(torch.cat(scores, 1) / temperature, 1)[:, 0].mean()
+        further = checks.product(seeking, checks.unit(queue.detach().to(seeking.dtype)).T)
+        scores = torch.cat([scores, further if queue_mask is None else further.masked_fill(~queue_mask, -torch.inf)], 1)
+    return -F.log_softmax(scores / temperature, 1)[:, :size].diagonal().mean()
+
+
+def noise_contrastive(
+    positive: Tensor, negative: Tensor, *, normaliser: Tensor | float, rows: int, temperature: float = 0.07
+) -> Tensor:
+    """−mean_b( log h(x⁺) + Σ_k log(1 − h(x⁻_k)) ) with h(x) = P(x) / (P(x) + K/N), P(x) = e^(x/τ) / Z.
+
+    NCE as CRD and its authors' code have it (Tian et al. 2020): whether a similarity is of a pair, or one of K drawn
+    from N rows. The gradient goes to both sides, because CRD trains the teacher's projection as well.
+
+    Args:
+        positive: cosines of the anchors with their own rows [B].
+        negative: cosines of the anchors with K others [B, K].
+        normaliser: Z; the authors' code fixes it at the first batch, at N times the mean of e^(x/τ).
+        rows: N, of the data.
+        temperature: τ.
+
+    Raises:
+        ValueError: cosines that are not [B] and [B, K], K or N of 0, a temperature or a Z that is not positive.
+    """
+    if positive.dim() != 1 or negative.dim() != 2 or len(negative) != len(positive) or not negative.numel():
+        raise ValueError(
+            f"cosines must be [B] of positives and [B, K] of negatives, not {list(positive.shape)} and "
+            f"{list(negative.shape)}"
+        )
+    checks.positive("temperature", temperature)
+    checks.positive("rows", rows)
+    checks.positive("normaliser", float(normaliser))
+    # h is the logistic function of log P − log(K/N).
+    shift = math.log(float(normaliser)) + math.log(negative.shape[1] / rows)
+    pair, others = (x if x.dtype == torch.float64 else x.float() for x in (positive, negative))
+    return (F.softplus(shift - pair / temperature) + F.softplus(others / temperature - shift).sum(1)).mean()
 
 
 def _relative(distances: Tensor) -> Tensor:

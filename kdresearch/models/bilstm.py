@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
 from kdresearch.models.differentiation import tracked, twice_differentiable
-from kdresearch.models.embedding import PADDING, copy_vectors
+from kdresearch.models.embedding import copy_vectors, uniform_table
 from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
 
 POOLINGS = ("attention", "max", "mean", "last")
@@ -27,18 +27,29 @@ class BiLSTM(nn.Module):
     ``embeddings``, is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is the
     attention.
 
+    It starts with embeddings from U(-.25, .25) as TextCNN's (Kim 2014), recurrent weights that are orthogonal in each
+    gate (Saxe et al. 2014), input weights after Glorot & Bengio 2010 in each gate, and forget gates open by a bias of
+    1 (Jozefowicz et al. 2015, §3.2), zero elsewhere; attention and classifier after Glorot & Bengio, biases zero.
+
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
         classes: width of the logits.
         embedding_dim: E.
         hidden_dim: H, units per direction.
         layers: bidirectional layers, at least one.
-        dropout: probability, on the embeddings, between layers and on the pooled vector.
+        dropout: probability, between layers and on the pooled vector.
+        embedding_dropout: probability that a dimension of the embeddings is dropped, the same ones at every token of
+            a row (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+            Networks", §4); None is ``dropout``.
+        word_dropout: probability that a token's embedding is dropped as a whole (Iyyer et al. 2015, "Deep Unordered
+            Composition", §2.3; of the tokens left, nothing is scaled up).
         pooling: ``attention`` (additive, one learned query: Yang et al. 2016, "Hierarchical Attention Networks",
             eq. 5-7), ``max`` or ``mean`` over the real tokens, or ``last``, the final state of either direction.
 
-    Raises UserError on an unknown pooling or fewer than one layer.
+    Raises UserError on an unknown pooling, fewer than one layer, or a word_dropout that is no probability.
     """
+
+    EMBEDDING_BOUND = 0.25
 
     def __init__(
         self,
@@ -48,7 +59,9 @@ class BiLSTM(nn.Module):
         embedding_dim: int = 128,
         hidden_dim: int = 128,
         layers: int = 1,
-        dropout: float = 0.3,
+        dropout: float = 0.5,
+        embedding_dropout: float | None = None,
+        word_dropout: float = 0.0,
         pooling: str = "attention",
     ) -> None:
         super().__init__()
@@ -56,6 +69,8 @@ class BiLSTM(nn.Module):
             raise UserError(f"pooling is {choices(pooling, POOLINGS)}")
         if layers < 1:
             raise UserError(f"layers is {layers}; a BiLSTM has at least 1")
+        if not 0 <= word_dropout < 1:
+            raise UserError(f"word_dropout is a probability of at least 0 and below 1, not {word_dropout}")
         self.config: dict[str, Any] = {
             "vocabulary": vocabulary,
             "classes": classes,
@@ -63,6 +78,8 @@ class BiLSTM(nn.Module):
             "hidden_dim": hidden_dim,
             "layers": layers,
             "dropout": dropout,
+            "embedding_dropout": embedding_dropout,
+            "word_dropout": word_dropout,
             "pooling": pooling,
         }
         self.pooling = pooling
@@ -74,7 +91,7 @@ class BiLSTM(nn.Module):
         self.provides = LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if self.heads else set())
 
         inputs = [embedding_dim] + [self.width] * (layers - 1)
-        self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PADDING)
+        self.embedding = uniform_table(vocabulary, embedding_dim, self.EMBEDDING_BOUND)
         self.rightward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
         self.leftward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
         if self.heads:
@@ -82,7 +99,26 @@ class BiLSTM(nn.Module):
                 nn.Linear(self.width, self.width), nn.Tanh(), nn.Linear(self.width, 1, bias=False)
             )
         self.dropout = nn.Dropout(dropout)
+        locked = dropout if embedding_dropout is None else embedding_dropout
+        self.embedding_dropout, self.word_dropout = nn.Dropout(locked), word_dropout
         self.classifier = nn.Linear(self.width, classes)
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        for lstm in (*self.rightward, *self.leftward):
+            for gate in range(4):  # input, forget, cell, output
+                rows = slice(gate * lstm.hidden_size, (gate + 1) * lstm.hidden_size)
+                nn.init.xavier_uniform_(lstm.weight_ih_l0[rows])
+                nn.init.orthogonal_(lstm.weight_hh_l0[rows])
+            nn.init.zeros_(lstm.bias_ih_l0)
+            nn.init.zeros_(lstm.bias_hh_l0)
+            lstm.bias_ih_l0[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0  # of two that are added up
+        for part in (self.classifier, *(self.scorer if self.heads else ())):
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
         """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
@@ -120,12 +156,21 @@ class BiLSTM(nn.Module):
 
         hidden = [words]
         for rightward, leftward in zip(self.rightward, self.leftward, strict=True):
-            inputs = self.dropout(hidden[-1])
+            inputs = self.dropout(hidden[-1]) if len(hidden) > 1 else self._drop(words)
             right, _ = rightward(inputs)
             left, _ = leftward(inputs.gather(1, mirror.expand_as(inputs)))
             left = left.gather(1, mirror.expand_as(left))
             hidden.append(torch.cat((right, left), dim=2).masked_fill(padding, 0.0))
         return tuple(hidden)
+
+    def _drop(self, words: Tensor) -> Tensor:
+        """Embeddings [B, T, E] as training sees them."""
+        if not self.training:
+            return words
+        words = words * self.embedding_dropout(words.new_ones(len(words), 1, words.shape[2]))
+        if self.word_dropout > 0:
+            words = words * (torch.rand_like(words[..., :1]) >= self.word_dropout)
+        return words
 
     def _attend(self, states: Tensor, mask: Tensor) -> Tensor:
         """Weights [B, T] that sum to 1 over the real tokens."""

@@ -11,6 +11,14 @@ PADDING = 0
 """The id of padding; its embedding is zero and is never trained."""
 
 
+def uniform_table(vocabulary: int, width: int, bound: float) -> nn.Embedding:
+    """A table [V, E] drawn from U(-bound, bound), of standard deviation bound / √3; the row of padding is zero."""
+    table = nn.Embedding(vocabulary, width, padding_idx=PADDING)
+    nn.init.uniform_(table.weight, -bound, bound)
+    nn.init.zeros_(table.weight[PADDING])
+    return table
+
+
 @torch.no_grad()
 def copy_vectors(embedding: nn.Embedding, vectors: Tensor, known: Tensor) -> None:
     """Copy pre-trained word vectors into a table [V, E], for the words that have one; padding stays zero.

@@ -5,33 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError, choices
-from kdresearch.structures import LOGITS, Batch, Outputs, Tokens, check_needs
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Tokens, check_needs
 
-WEIGHTINGS = ("nb", "none")
+WEIGHTINGS = ("auto", "nb", "tfidf", "none")
+TFIDF_WORDS = 2  # words of the n-grams that TF-IDF reads: longer ones take too much of a row's length
+_LARGEST = 1 << 28  # weights beyond which ``auto`` does not try ``nb``, which holds as many ratios
 
 
 class NgramLinear(nn.Module):
-    """Logistic regression on binary n-gram features, weighted by their log-count ratios (Wang & Manning 2012, eq. 2).
+    """Logistic regression on binary n-gram features.
 
-    z_c = b_c + Σ_i r_ic w_ic over the features i of the text, r the naive Bayes log-count ratio of class c against
-    the rest. Two classes share one column of weights, as in binary logistic regression.
+    z_c = b_c + Σ_i r_ic w_ic over the features i of the text. Two classes share one column of weights, as in binary
+    logistic regression. What r is, ``weighting`` says:
+
+    - ``nb``: the naive Bayes log-count ratio of class c against the rest (Wang & Manning 2012, eq. 2);
+    - ``tfidf``: (ln((1 + n) / (1 + n_i)) + 1) / ‖·‖₂, of n_i rows out of n, divided by the length that all of a text's
+      have together; n-grams of more than two words are left out where the tokenizer tells which these are;
+    - ``none``: 1;
+    - ``auto``: ``nb`` or ``tfidf``, whichever does better on the validation rows; ``nb`` where it is not solved.
+
+    Where it is solved (``models.solver``), ``nb`` is folded into the weights, which are those of plain features then.
 
     Args:
         vocabulary: V, the padding id 0 included.
         classes: C.
-        weighting: ``nb``, or ``none`` for plain features.
-        smoothing: α added to the counts.
+        smoothing: α added to the counts of ``nb``.
     """
 
     provides = LOGITS
     width = depth = heads = embedding_width = 0
 
-    def __init__(self, vocabulary: int, classes: int, *, weighting: str = "nb", smoothing: float = 1.0) -> None:
+    def __init__(self, vocabulary: int, classes: int, *, weighting: str = "auto", smoothing: float = 1.0) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
             raise UserError(f"student.model.weighting: {choices(weighting, WEIGHTINGS)}")
@@ -41,33 +52,100 @@ class NgramLinear(nn.Module):
             "weighting": weighting,
             "smoothing": smoothing,
         }
-        self.vocabulary, self.classes, self.weighting, self.smoothing = vocabulary, classes, weighting, smoothing
-        columns = 1 if classes == 2 else classes
-        self.weight = nn.Embedding(vocabulary, columns, padding_idx=0)
+        self.vocabulary, self.classes, self.smoothing = vocabulary, classes, smoothing
+        self.columns = 1 if classes == 2 else classes
+        self.weight = nn.Embedding(vocabulary, self.columns, padding_idx=0)
         nn.init.zeros_(self.weight.weight)
-        self.bias = nn.Parameter(torch.zeros(columns))
+        self.bias = nn.Parameter(torch.zeros(self.columns))
         self.ratio: Tensor
-        self.register_buffer("ratio", torch.ones(vocabulary, columns))
+        self.register_buffer("ratio", torch.ones(vocabulary if weighting == "tfidf" else 1, 1))
+
+    @property
+    def weighting(self) -> str:
+        return str(self.config["weighting"])
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Count the n-grams of each class in the labelled training rows."""
-        if self.weighting == "none":
-            return
-        counts = torch.zeros(self.weight.num_embeddings, self.classes, dtype=torch.float64)
-        for batch in batches:
-            label = batch.label.unsqueeze(1).expand_as(batch.student.ids)
-            kept = batch.student.mask & (label >= 0)
-            place = batch.student.ids[kept] * self.classes + label[kept]
-            counts += torch.bincount(place, minlength=counts.numel()).view_as(counts)
-        self.ratio.copy_(log_count_ratio(counts, self.smoothing))
+        """Weigh the n-grams by the labelled training rows."""
+        if self.weighting == "auto":
+            self.config["weighting"] = "nb"
+        if self.weighting != "none":
+            rows, label = sparse_rows(batches, self.vocabulary)
+            ratio = self.ratios(rows, label, self.weighting)
+            assert ratio is not None
+            self.ratio = torch.from_numpy(ratio).float()
+
+    def candidates(self) -> tuple[str, ...]:
+        """The weightings that are tried."""
+        if self.weighting != "auto":
+            return (self.weighting,)
+        return ("tfidf",) if self.vocabulary * self.columns > _LARGEST else ("nb", "tfidf")
+
+    def ratios(
+        self, rows: sparse.csr_matrix, label: np.ndarray, weighting: str, lengths: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """r [V, columns] of ``nb``, [V, 1] of ``tfidf`` before any row's length; None for plain features.
+
+        Args:
+            rows: [N, V] features.
+            label: [N], UNLABELLED where there is none; ``nb`` counts the others.
+            lengths: [V] words of each feature, 0 of those that are no words; None where it is not known.
+        """
+        if weighting == "nb":
+            known = label != UNLABELLED
+            one = sparse.csr_matrix((np.ones(known.sum()), (label[known], np.flatnonzero(known))))
+            one.resize(self.classes, len(label))
+            counts = torch.from_numpy((one @ rows).T.toarray()).double()
+            return np.asarray(log_count_ratio(counts, self.smoothing).numpy())
+        if weighting == "tfidf":
+            frequency = np.bincount(rows.indices, minlength=self.vocabulary)
+            found: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + frequency)) + 1
+            found[0] = 0
+            if lengths is not None:
+                found[lengths > TFIDF_WORDS] = 0
+            return found[:, None]
+        return None
+
+    def place(self, weighting: str, ratio: np.ndarray | None, weights: np.ndarray, bias: np.ndarray) -> None:
+        """Take over weights [V, columns] of plain features, or of ``tfidf`` ones, and biases [columns]."""
+        self.config["weighting"] = weighting
+        self.ratio = torch.from_numpy(ratio).float() if weighting == "tfidf" and ratio is not None else torch.ones(1, 1)
+        with torch.no_grad():
+            self.weight.weight.copy_(torch.from_numpy(weights))
+            self.weight.weight[0] = 0
+            self.bias.copy_(torch.from_numpy(bias))
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         check_needs(self, needs)
-        weight = self.weight.weight * self.ratio
-        score = F.embedding_bag(tokens.ids, weight, mode="sum", padding_idx=0) + self.bias
+        weight, values = self.weight.weight, None
+        if self.weighting == "tfidf":
+            values = self.ratio[tokens.ids, 0] * tokens.mask
+            values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        elif self.ratio.numel() > 1:
+            weight = weight * self.ratio
+        score = F.embedding_bag(tokens.ids, weight, mode="sum", padding_idx=0, per_sample_weights=values) + self.bias
         if self.classes == 2:
             score = torch.cat([-score / 2, score / 2], dim=1)
         return Outputs(logits=score if "logits" in needs else None, mask=tokens.mask)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        ratio = state_dict.get(f"{prefix}ratio")
+        if ratio is not None:  # of whatever shape its weighting has
+            self.ratio = torch.empty_like(ratio, device=self.ratio.device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def sparse_rows(batches: Iterable[Batch], vocabulary: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """The features of rows as a matrix [N, V], and their labels [N]."""
+    ids, ends, labels, size = [], [np.zeros(1, np.int64)], [], 0
+    for batch in batches:
+        lengths = batch.student.mask.sum(1).numpy()
+        ids.append(batch.student.ids[batch.student.mask].numpy().astype(np.int32))
+        ends.append(size + np.cumsum(lengths))
+        size += int(lengths.sum())
+        labels.append(batch.label.numpy())
+    indices, label = np.concatenate(ids), np.concatenate(labels)
+    rows = sparse.csr_matrix((np.ones(size), indices, np.concatenate(ends)), shape=(len(label), vocabulary))
+    return rows, label
 
 
 def log_count_ratio(counts: Tensor, smoothing: float = 1.0) -> Tensor:

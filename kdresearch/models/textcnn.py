@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from kdresearch.errors import UserError
 from kdresearch.models.differentiation import tracked
-from kdresearch.models.embedding import PADDING, copy_vectors
+from kdresearch.models.embedding import copy_vectors, uniform_table
 from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
 
 
@@ -22,15 +22,22 @@ class TextCNN(nn.Module):
     (eq. 2-4), so padding changes nothing. A row of fewer than k tokens is one window, filled up with zeros.
     ``width``, of ``pooled``, is channels x number of kernel sizes.
 
+    It starts with embeddings from U(-.25, .25) and biases of zero, as in Kim's code (github.com/yoonkim/CNN_sentence).
+    Filters and classifier are drawn from U(-1/√n, 1/√n) over n inputs (LeCun et al. 1998, §4.6). There Kim has
+    U(-.01, .01) and zero, for Adadelta: under Adam those give a higher validation NLL, and a classifier of zero has
+    no gradient with respect to the words, which objectives compare.
+
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
         classes: width of the logits.
         embedding_dim: E.
         channels: filters per kernel size.
         kernel_sizes: widths k of the windows, in tokens, each at least 1.
-        dropout: probability, on the pooled vector.
+        dropout: probability, on the pooled vector (§2.1), and nowhere else.
+        max_norm: L2 norm above which a class's weights are scaled back to it before a training step (§2.1; Kim has 3,
+            over Adadelta); None lets them grow.
 
-    Raises UserError without kernel sizes, or with one below 1.
+    Raises UserError without kernel sizes, or with one below 1, or with a max_norm of 0 or less.
     """
 
     depth = 0
@@ -46,11 +53,14 @@ class TextCNN(nn.Module):
         channels: int = 128,
         kernel_sizes: Sequence[int] = (3, 4, 5),
         dropout: float = 0.5,
+        max_norm: float | None = None,
     ) -> None:
         super().__init__()
         sizes = [int(size) for size in kernel_sizes]
         if not sizes or min(sizes) < 1:
             raise UserError(f"kernel_sizes is {sizes}; give one or more widths, each at least 1")
+        if max_norm is not None and max_norm <= 0:
+            raise UserError(f"max_norm must be above 0, or null for none, not {max_norm}")
         self.config: dict[str, Any] = {
             "vocabulary": vocabulary,
             "classes": classes,
@@ -58,15 +68,21 @@ class TextCNN(nn.Module):
             "channels": channels,
             "kernel_sizes": sizes,
             "dropout": dropout,
+            "max_norm": max_norm,
         }
         self.kernel_sizes = sizes
+        self.max_norm = max_norm
         self.vocabulary = vocabulary
         self.width = channels * len(sizes)
         self.embedding_width = embedding_dim
-        self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PADDING)
+        self.embedding = uniform_table(vocabulary, embedding_dim, 0.25)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_dim, channels, size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.width, classes)
+        for part in (*self.convolutions, self.classifier):
+            bound = part.weight[0].numel() ** -0.5
+            nn.init.uniform_(part.weight, -bound, bound)
+            nn.init.zeros_(part.bias)
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
         """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
@@ -78,6 +94,9 @@ class TextCNN(nn.Module):
         Raises ValueError where ``needs`` names what the model does not provide.
         """
         check_needs(self, needs)
+        if self.training and self.max_norm is not None:
+            # By .data: a second forward of the same step changes nothing, and must not look as if it did.
+            self.classifier.weight.data.renorm_(2, 0, self.max_norm)
         words = self.embedding(tokens.ids).masked_fill(~tokens.mask[..., None], 0.0)
         if "embeddings" in needs:
             words = tracked(words)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
-from kdresearch.hub import hub_name
+from kdresearch.hub import from_pretrained, hub_name, refuse_kernels
 from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.structures import FIELDS, LOGITS, Outputs, Tokens, check_needs
 
@@ -59,17 +59,18 @@ class Transformer(nn.Module):
         drop = {"attention_probs_dropout_prob": attention_dropout, "attention_dropout": attention_dropout}
         if path is not None:
             name = hub_name(path)
-            known = AutoConfig.from_pretrained(name)
+            known = from_pretrained(AutoConfig, name)
             settings = {key: value for key, value in drop.items() if hasattr(known, key)}
-            self.encoder = AutoModel.from_pretrained(name, **settings, **_without_pooler(known))
+            self.encoder = from_pretrained(AutoModel, name, **settings, **_without_pooler(known))
         else:
             assert architecture is not None
+            refuse_kernels(architecture, "student.model.architecture")
             fields = {"hidden_dropout_prob": dropout, **drop, **architecture}
             if vocabulary is not None and "vocab_size" not in architecture:
                 fields |= {"vocab_size": vocabulary, "pad_token_id": 0}
             try:
                 known = AutoConfig.for_model(**fields)
-                self.encoder = AutoModel.from_config(known, **_without_pooler(known))  # type: ignore[no-untyped-call]
+                self.encoder = AutoModel.from_config(known, trust_remote_code=False, **_without_pooler(known))  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
         self.vocabulary = int(self.encoder.config.vocab_size)
@@ -117,10 +118,11 @@ class HubClassifier(nn.Module):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         if path is not None:
-            self.model = AutoModelForSequenceClassification.from_pretrained(hub_name(path))
+            self.model = from_pretrained(AutoModelForSequenceClassification, hub_name(path))
         else:
+            refuse_kernels(architecture or {}, "architecture")
             known = AutoConfig.for_model(**(architecture or {}))
-            self.model = AutoModelForSequenceClassification.from_config(known)  # type: ignore[no-untyped-call]
+            self.model = AutoModelForSequenceClassification.from_config(known, trust_remote_code=False)  # type: ignore[no-untyped-call]
         configuration = self.model.config
         self.vocabulary = int(configuration.vocab_size)
         self.width = self.embedding_width = int(configuration.hidden_size)

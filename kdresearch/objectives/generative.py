@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdresearch import losses
 from kdresearch.objectives.logits import LogitsObjective, SoftLabel
-from kdresearch.structures import UNLABELLED
+from kdresearch.structures import UNLABELLED, Batch
 
 
 class PseudoSample(LogitsObjective):
@@ -16,9 +16,14 @@ class PseudoSample(LogitsObjective):
     See ``losses.pseudo_label``; 0 for a batch that has no such row.
     """
 
+    convex = True
+
     def __init__(self, temperature: float = 1.0, hard: bool = False) -> None:
         super().__init__(losses.pseudo_label, temperature=temperature, hard=hard)
         self.loss(torch.zeros(2, 3), torch.zeros(2, 3), **self.settings)  # raises ValueError
+
+    def denominator(self, batch: Batch) -> Tensor:
+        return (batch.label == UNLABELLED).sum()
 
     def _value(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
         rows = label == UNLABELLED

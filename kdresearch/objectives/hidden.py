@@ -13,13 +13,14 @@ from kdresearch.errors import UserError, choices
 from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import pair, states
+from kdresearch.objectives.settings import refuse_unused
 from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
 
 LEVELS = ("auto", "tokens", "sentence")
 SENTENCE = ("uniform", "final")  # maps that choose no layer: sentence vectors are made of the last
 PROJECTIONS = ("auto", "linear", "none")
-FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "gram", "nst")
-TOKENS_ONLY = ("gram", "nst")  # relations among the tokens of a row: a sentence vector has none
+FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "fsp", "gram", "nst")
+TOKENS_ONLY = ("fsp", "gram", "nst")  # relations among the tokens of a row: a sentence vector has none
 ANY_WIDTH = ("nst",)
 
 
@@ -52,6 +53,8 @@ class StatePairs(nn.Module):
             raise UserError(f"level: {choices(level, LEVELS)}")
         if projection not in PROJECTIONS:
             raise UserError(f"projection: {choices(projection, PROJECTIONS)}")
+        if shared_projection and projection == "none":
+            raise UserError("shared_projection=true has no effect: projection=none makes none to share")
         self.layers, self.level, self.projection = layers, level, projection
         self.shared_projection, self.embeddings = shared_projection, embeddings
         self.same_width, self.first_token = same_width, first_token
@@ -80,8 +83,10 @@ class StatePairs(nn.Module):
 
     def _check_no_layers(self) -> None:
         """A choice that would change nothing is refused: its runs would differ by name alone."""
-        if self.layers not in SENTENCE or self.embeddings:
+        if self.layers not in SENTENCE or self.embeddings or self.shared_projection:
             asked = "embeddings=true" if self.embeddings else f"layers={self.layers}"
+            if self.shared_projection:
+                asked = "shared_projection=true"
             raise UserError(
                 f"{asked} is of hidden states, and the sentence vectors of both sides are compared "
                 f"(level={self.level}): leave it out, or use two models with hidden states"
@@ -131,7 +136,8 @@ class Feature(Objective):
     """Hidden states of mapped layers, or sentence vectors, by one of ``losses.hidden``.
 
     Args:
-        loss: ``hidden_mse``, ``cosine``, ``patient`` (first token), ``gram`` or ``nst``.
+        loss: ``hidden_mse``, ``cosine``, ``patient`` (first token), ``fsp`` (between consecutive pairs of the map, so
+            that it takes two or more: ``embeddings=true`` makes one), ``gram`` or ``nst``.
         layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
         convention: a published variant of the loss; see there.
         member: of an ensemble, the teacher that it learns from, from 0.
@@ -157,8 +163,9 @@ class Feature(Objective):
             raise UserError(f"loss={loss} relates the tokens of a row, and level=sentence has none: use level=tokens")
         given = {} if loss == "cosine" else {"convention": convention}
         self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), **given)
-        self.loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))  # raises ValueError for a convention that it lacks
-        self.member = member
+        layer = [torch.zeros(1, 1, 2)] * 2
+        self.loss(layer, layer)  # raises ValueError for a convention that it lacks
+        self.name, self.member = loss, member
         self.states = StatePairs(
             layers,
             "tokens" if loss in TOKENS_ONLY else level,
@@ -171,6 +178,11 @@ class Feature(Objective):
 
     def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
         _bind_states(self, self.states, student, teacher)
+        if self.name == "fsp" and len(self.states.pairs) == 1:
+            raise UserError(
+                f"loss=fsp is between two layers of a network, and layers={self.states.layers} pairs one "
+                "layer of the student: add embeddings=true, or name two pairs"
+            )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -185,6 +197,9 @@ class Semantic(Objective):
         weight: w of the KL term.
         temperature, divergence, convention: see ``losses.semantic``.
         layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
+
+    Raises:
+        UserError: a choice of layers that a weight of 1 leaves out, and what ``StatePairs`` refuses.
     """
 
     def __init__(
@@ -205,6 +220,9 @@ class Semantic(Objective):
         )
         logits, hidden = torch.zeros(1, 2), torch.zeros(1, 2)
         self.loss(logits, logits, student_hidden=hidden, teacher_hidden=hidden)  # raises ValueError for bad settings
+        chosen = {"layers": layers, "projection": projection, "embeddings": embeddings}
+        if weight == 1:
+            refuse_unused(Semantic, "weight=1 is the KL term alone", **chosen, shared_projection=shared_projection)
         self.states = StatePairs(layers, level, projection, shared_projection, embeddings)
 
     def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:

@@ -20,16 +20,29 @@ class Label(Objective):
 
     Args:
         smoothing: label smoothing ε (Szegedy et al. 2016, §7).
+
+    Attributes:
+        class_weights: w [C], of each row by its label: Σ w_y · CE / Σ w_y, as ``torch.nn.CrossEntropyLoss(weight=w)``
+            has it (with smoothing, the part of the other classes is weighted by theirs); None weighs rows alike. No
+            part of a checkpoint.
     """
 
     teacher_needs = frozenset()
     needs_labels = True
+    convex = True
 
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
             raise UserError(f"label smoothing must lie in [0, 1), not {smoothing}")
         self.smoothing = smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
+
+    def denominator(self, batch: Batch) -> Tensor | None:
+        if self.class_weights is None:
+            return super().denominator(batch)
+        return self.class_weights[batch.label[batch.label != UNLABELLED]].sum()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert student.logits is not None
@@ -37,7 +50,11 @@ class Label(Objective):
         if not labelled.any():  # a mean over no rows is NaN, even at weight 0
             return student.logits.float().sum() * 0.0
         return F.cross_entropy(
-            student.logits.float(), batch.label, ignore_index=UNLABELLED, label_smoothing=self.smoothing
+            student.logits.float(),
+            batch.label,
+            self.class_weights,
+            ignore_index=UNLABELLED,
+            label_smoothing=self.smoothing,
         )
 
 
@@ -71,10 +88,13 @@ class SoftLabel(LogitsObjective):
         super().__init__(
             losses.soft_label, temperature=temperature, divergence=divergence, beta=beta, convention=convention
         )
+        self.convex = divergence == "forward" or (divergence == "jsd" and beta == 0)
 
 
 class LogitMse(LogitsObjective):
     """Squared difference of logits: ``losses.logit_mse``."""
+
+    convex = True
 
     def __init__(self, temperature: float = 1.0, convention: str = "house") -> None:
         super().__init__(losses.logit_mse, temperature=temperature, convention=convention)
@@ -89,7 +109,7 @@ class Decoupled(LogitsObjective):
     needs_labels = True
     min_classes = 3
 
-    def __init__(self, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 8.0) -> None:
+    def __init__(self, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 1.0) -> None:
         super().__init__(
             losses.decoupled, temperature=temperature, target_weight=target_weight, nontarget_weight=nontarget_weight
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
 
 class Objective(nn.Module):
@@ -15,6 +15,7 @@ class Objective(nn.Module):
         teacher_needs: the same on the teacher's side; empty if it has no use for a teacher.
         min_classes: classes below which its gradient is dead.
         min_batch: rows of a batch below which it says nothing.
+        convex: whether it is, by its settings, a mean over rows of a convex function of the row's class scores.
         needs_labels: whether it is about labelled rows only.
         needs_shared_tokens: whether it compares tokens, so that both sides must read the same ones, or the same words.
         member: of an ensemble, the one teacher that it learns from; None learns from their mean.
@@ -24,6 +25,7 @@ class Objective(nn.Module):
     teacher_needs: frozenset[str] = frozenset({"logits"})
     min_classes: int = 2
     min_batch: int = 1
+    convex: bool = False
     needs_labels: bool = False
     needs_shared_tokens: bool = False
     member: int | None = None
@@ -34,6 +36,10 @@ class Objective(nn.Module):
         Raises:
             UserError: the models do not fit, naming both and what would do instead.
         """
+
+    def denominator(self, batch: Batch) -> Tensor | None:
+        """What its value is a mean over, to weigh the values of several batches: rows that count; None says all."""
+        return (batch.label != UNLABELLED).sum() if self.needs_labels else None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         raise NotImplementedError

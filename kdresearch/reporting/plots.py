@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from kdresearch.evaluation.metrics import reliability
-from kdresearch.reporting.comparison import Comparison, Row
+from kdresearch.reporting.comparison import Comparison
+from kdresearch.reporting.rows import Row
 from kdresearch.reporting.table import heading, percentage
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdresearch.bench.identity import method
 from kdresearch.errors import UserError
+from kdresearch.reporting.settings import settings_of
 
 Floats = NDArray[np.float64]
 
@@ -48,8 +50,32 @@ class Record:
 
     @property
     def cell(self) -> dict[str, Any]:
-        """The method: what two runs share when they differ by seeds alone."""
+        """What the options of the run are called."""
         return dict(self.info["cell"])
+
+    @cached_property
+    def _settings(self) -> tuple[dict[str, Any], str]:
+        return settings_of(self)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What could change the run's results; see ``kdresearch.bench.identity``."""
+        return self._settings[0]
+
+    @property
+    def settings_origin(self) -> str:
+        """Where the settings come from; see ``kdresearch.reporting.settings``."""
+        return self._settings[1]
+
+    @cached_property
+    def method(self) -> str:
+        """The name that replicates share."""
+        return method(self.settings)
+
+    @property
+    def tuning(self) -> Mapping[str, Any] | None:
+        """How the settings were chosen, where ``kdresearch tune`` chose them."""
+        return self.info.get("tuning")
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +122,7 @@ class Found:
     finished: tuple[Record, ...]
     unfinished: tuple[Record, ...]
     broken: tuple[tuple[Path, str], ...]  # (folder, reason)
+    untested: tuple[Record, ...] = ()  # finished, and evaluated on the validation rows alone
 
 
 def find(folders: Iterable[Path]) -> Found:
@@ -106,6 +133,7 @@ def find(folders: Iterable[Path]) -> Found:
     folders = list(folders)
     finished: list[Record] = []
     unfinished: list[Record] = []
+    untested: list[Record] = []
     broken: list[tuple[Path, str]] = []
     paths: dict[Path, Path] = {}  # resolved -> as reached
     for folder in folders:
@@ -123,13 +151,16 @@ def find(folders: Iterable[Path]) -> Found:
     for path in sorted(paths.values()):
         try:
             record = read(path)
+            if record.status == "finished" and record.info.get("untested"):
+                untested.append(record)
+                continue
             if record.status == "finished":
                 record.predictions  # noqa: B018  (read here, so that a truncated file is named with the others)
         except BrokenRecord as problem:
             broken.append((path, str(problem)))
         else:
             (finished if record.status == "finished" else unfinished).append(record)
-    return Found(tuple(finished), tuple(unfinished), tuple(broken))
+    return Found(tuple(finished), tuple(unfinished), tuple(broken), tuple(untested))
 
 
 def read(path: Path) -> Record:

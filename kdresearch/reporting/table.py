@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from kdresearch.reporting.comparison import ALONE, Comparison, Row
+from kdresearch.reporting.comparison import Comparison
+from kdresearch.reporting.names import ALONE
+from kdresearch.reporting.notes import BELOW, UNLIKE
+from kdresearch.reporting.rows import Row
 
 _HEADINGS = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)", "nll": "NLL", "brier": "Brier", "ece": "ECE (%)"}
 _PERCENT = frozenset({"accuracy", "macro_f1", "ece"})
@@ -56,11 +59,12 @@ def columns(comparison: Comparison) -> list[Column]:
     """The columns that at least one row fills."""
     metric, against = comparison.metric, "alone" if comparison.against == ALONE else comparison.against
     every = [
-        Column("method", lambda row: row.method, numeric=False),
+        Column("method", lambda row: f"{row.method} {BELOW}" if row.below else row.method, numeric=False),
         Column("seeds", lambda row: f"{len(row.scores)}"),
         Column("M parameters / without embeddings", _parameters),
         Column("MB", lambda row: _number(row.bytes, 1, 1e-6)),
         Column(heading(metric), lambda row: _score(row, metric)),
+        Column("macro F1 (%)", lambda row: _macro(row) if comparison.imbalanced and metric != "macro_f1" else None),
         Column(f"Δ to {against}", lambda row: _change(row, metric)),
         Column("p (Holm)", lambda row: None if row.p is None else _p(row.p)),
         Column("gap closed (%)", lambda row: _number(row.gap, 0, 100)),
@@ -68,6 +72,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("NLL", lambda row: None if metric == "nll" else _number(row.nll, 3)),
         Column("ECE (%)", lambda row: None if metric == "ece" else _number(row.ece, 1, 100)),
         Column("ms p50 / p95", _latency),
+        Column("trials", lambda row: None if row.trials is None else f"{row.trials}"),
         Column("updates", lambda row: None if row.updates is None else _updates(row.updates)),
     ]
     return [column for column in every if any(column.cell(row) is not None for row in comparison.rows)]
@@ -118,12 +123,16 @@ def comma_separated(comparisons: Sequence[Comparison]) -> str:
                 "difference": row.change,
                 "low": row.difference.low if row.difference else None,
                 "high": row.difference.high if row.difference else None,
+                "unlike_control": "; ".join(row.unlike),
                 "p_holm": row.p,
                 "within_noise": row.noise if row.difference else None,
                 "gap_closed": row.gap,
                 "agreement": row.agreement,
                 "nll": row.nll,
                 "ece": row.ece,
+                "macro_f1": row.macro_f1,
+                "teacher_accuracy": row.teacher_accuracy,
+                "trials": row.trials,
                 "latency_p50_ms": row.latency_p50,
                 "latency_p95_ms": row.latency_p95,
                 "updates_min": row.updates[0] if row.updates else None,
@@ -198,14 +207,21 @@ def _score(row: Row, metric: str) -> str:
     return f"{row.mean * scale:.{digits}f}" + ("" if row.sd is None else f" ± {row.sd * scale:.{digits}f}")
 
 
+def _macro(row: Row) -> str | None:
+    if row.macro_f1 is None:
+        return None
+    return f"{100 * row.macro_f1:.2f}" + ("" if row.macro_f1_sd is None else f" ± {100 * row.macro_f1_sd:.2f}")
+
+
 def _change(row: Row, metric: str) -> str | None:
     if row.change is None:
         return None
     scale, digits = (100.0, 2) if percentage(metric) else (1.0, 4)
+    mark = f" {UNLIKE}" if row.unlike else ""
     if row.difference is None:
-        return signed(row.change * scale, digits)
+        return signed(row.change * scale, digits) + mark
     low, high = signed(row.difference.low * scale, digits), signed(row.difference.high * scale, digits)
-    return f"{signed(row.change * scale, digits)} [{low}, {high}]" + (" within noise" if row.noise else "")
+    return f"{signed(row.change * scale, digits)} [{low}, {high}]" + (" within noise" if row.noise else "") + mark
 
 
 def _p(value: float) -> str:
@@ -237,5 +253,6 @@ def _tex(text: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {"±": "$\\pm$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "–": "--", "“": "``", "”": "''"}
+    special |= {"†": "$\\dagger$", "‡": "$\\ddagger$", "…": "\\ldots{}"}
     special |= {"<": "$<$", ">": "$>$", "|": "$|$"}
     return "".join(special.get(character, character) for character in text)

@@ -1,8 +1,7 @@
-"""Adversarial distillation (after KDGAN, Wang et al. 2018): a student that is not to be told from its teacher."""
+"""Adversarial distillation (after Xu et al. 2018): a student whose scores are not to be told from its teacher's."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,19 @@ from kdresearch.errors import UserError
 from kdresearch.objectives.adversarial import Adversarial
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.manual import ends_accumulation, step_by_hand
 from kdresearch.structures import Batch, Model
 
 
 class AdversarialDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.adversarial · −log D(student).
+
+    After Xu et al. 2018, "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with
+    Conditional Adversarial Networks", §3: labels, a discriminator D in the place of a hand-made distance, and a term
+    that keeps the student near the teacher. Theirs differs in two things: D also guesses the label of the row, which
+    both sides are trained by, and the last term is the L1 distance of the logits where this one is soft labels. It is
+    not KDGAN (Wang et al. 2018): there the teacher is trained as well, it and the classifier learn from each other, and
+    both sample labels, relaxed by Gumbel noise, for a discriminator of (row, label) pairs.
 
     The discriminator D learns on the same rows, by its own optimizer (Adam); both sides step at the same updates, and
     only the student's count. Clipping, accumulation and the schedule are the student's as ever; D's gradient is
@@ -68,11 +75,7 @@ class AdversarialDistiller(Distiller):
         return term
 
     def setup(self, stage: str) -> None:
-        # Lightning refuses a Trainer that clips or accumulates beside manual optimization, and looks before this hook;
-        # both are done here by hand.
-        self.automatic_optimization = stage != "fit"
-        # What a checkpoint between two validations holds is, as it should be, the state after the update.
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
         made = super().configure_optimizers()
@@ -83,21 +86,20 @@ class AdversarialDistiller(Distiller):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        accumulated, done = self.trainer.accumulate_grad_batches, batch_idx + 1
+        accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward(loss / accumulated)
-        self._discriminate(accumulated)
-        if done % accumulated == 0 or self.trainer.is_last_batch or done == self.trainer.num_training_batches:
+        self._discriminate(accumulated, len(batch.label))
+        if ends_accumulation(self, batch_idx):
             self._update()
         return loss
 
-    def _discriminate(self, accumulated: int) -> None:
+    def _discriminate(self, accumulated: int, rows: int) -> None:
         """Gather D's gradient. It has one here alone, so that neither the student's loss nor DDP ever sees it."""
         discriminator = self.adversary.discriminator.requires_grad_(True)
         loss, accuracy = self.adversary.discrimination()
         (loss / accumulated).backward()  # type: ignore[no-untyped-call]
         discriminator.requires_grad_(False)
-        if self.logs_now():
-            self.log_dict({"train/discriminator": loss.detach(), "train/discriminator_accuracy": accuracy})
+        self.log_values({"discriminator": loss, "discriminator_accuracy": accuracy}, rows)
 
     def _update(self) -> None:
         """One step of either side."""

@@ -15,7 +15,9 @@ class AssistantDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the last assistant.
 
     The first assistant learns from the configured teacher, each later one from the one before it (their §3 and
-    fig. 2), by this same objective unless its recipe says anything of its strategy.
+    fig. 2), by this same objective unless its recipe says anything of its strategy. Theirs is (1−λ)·CE + λ·τ²·KL
+    (eq. 3) with λ and τ searched for each pair, and their code averages KL over rows and classes (``convention=mean``
+    of ``strategy=soft_label``); assistants here have one λ, the weights, and one τ.
 
     Args:
         assistants: recipes, at least one, from the teacher's side to the student's; each a list of overrides. They

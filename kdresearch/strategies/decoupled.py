@@ -13,6 +13,9 @@ from kdresearch.structures import Model
 class DecoupledDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.decoupled · losses.decoupled.
 
+    Zhao et al. have ``nontarget_weight`` 8 on CIFAR-100 and ½ on ImageNet, by how far the teacher's class stands out.
+    With 8 a TextCNN lost 5 points on TREC (4 with their warm-up) and 7 on BANKING77: 1 is the default.
+
     Args:
         temperature, target_weight, nontarget_weight: see ``losses.decoupled``.
         label_smoothing: ε of the first term.
@@ -25,7 +28,7 @@ class DecoupledDistiller(Distiller):
         *,
         temperature: float = 4.0,
         target_weight: float = 1.0,
-        nontarget_weight: float = 8.0,
+        nontarget_weight: float = 1.0,
         label_smoothing: float = 0.0,
         weights: Mapping[str, float],
         **wiring: Any,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,17 +16,20 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdresearch.errors import UserError, choices
+from kdresearch.objectives.logits import Label
 from kdresearch.objectives.objective import Objective
+from kdresearch.strategies.curves import Curves
 from kdresearch.strategies.weights import WeightSchedule
 from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Model, Outputs, Reading, Teacher
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-VALIDATION_METRICS = ("val/accuracy", "val/macro_f1", "val/nll")
+VALIDATION_METRICS = {"val/accuracy": "max", "val/macro_f1": "max", "val/nll": "min"}
+"""What an epoch may be selected by, and where it is best."""
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 _BODY = re.compile(r"(student|peers\.\d+)\.(?!classifier\.)")  # parameters of models that are not their heads'
 
 
-class Distiller(LightningModule):
+class Distiller(Curves):
     """Train a student on a weighted sum of named objectives.
 
     The teacher is frozen, in eval mode whatever Lightning does, and no part of this module's parameters, state dict
@@ -46,15 +48,16 @@ class Distiller(LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the schedule from the optimizer and the number of updates; None keeps the rate.
         head_lr_scale: how many times the learning rate the classifier and the objectives' own parameters train at.
+        class_weights: of each class, for every objective on gold labels (``Label``); None weighs rows alike.
 
     Raises:
         UserError: a weight that names no objective or an objective without a weight, all weights zero, an objective
             that needs a teacher where there is none, a field that a model lacks, more classes, more rows in a batch,
-            tokens that cannot be compared, or models that do not fit each other.
+            tokens that cannot be compared, models that do not fit each other, or class weights without a label term.
     """
 
-    milestones: tuple[int, ...] = ()
-    """Updates from which on other objectives are computed than before; known while it is fitted."""
+    labelled_share: float = 0.0
+    """What labelled rows are of an epoch's at least, where rows without labels are trained on as well."""
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Distiller(LightningModule):
         reading: Reading = SAME,
         batch_size: int | None = None,
         telemetry_every: int | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -82,6 +86,8 @@ class Distiller(LightningModule):
         self.telemetry_every = telemetry_every
         for name, term in live.items():
             _bind(name, term, student, teacher, len(self.classes), reading, batch_size)
+        if class_weights is not None:
+            _weigh_classes(live, class_weights)
         assert isinstance(student, nn.Module)
         self.student = student
         self.student.train()  # pretrained models come in eval mode, and Lightning leaves it so
@@ -92,7 +98,6 @@ class Distiller(LightningModule):
         self.teacher_needs = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.head_lr_scale = head_lr_scale
-        self._log_every = 1
         number = len(self.classes)
         self.val_accuracy = MulticlassAccuracy(number, average="micro")
         self.val_macro_f1 = MulticlassF1Score(number, average="macro")
@@ -113,6 +118,11 @@ class Distiller(LightningModule):
         return any(not term.needs_labels for term in self.objectives.values())
 
     @property
+    def convex(self) -> bool:
+        """Whether it minimises one convex function of the rows' class scores, the same at every update."""
+        return not self.schedules and all(term.convex for term in self.objectives.values())
+
+    @property
     def compares_tokens(self) -> bool:
         """Whether an objective speaks of tokens, so that both sides' must correspond."""
         return any(term.needs_shared_tokens for term in self.objectives.values())
@@ -126,13 +136,8 @@ class Distiller(LightningModule):
         return int(total)
 
     def on_fit_start(self) -> None:
-        self._log_every = getattr(self.trainer, "log_every_n_steps", 0) or 1
         if self.teacher is not None:
             self.teacher.to(self.device)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.global_step in self.milestones and self.trainer._results is not None:
-            self.trainer._results.reset(fx="training_step")  # else the last values of what is over are logged on
 
     def forward(self, batch: Batch) -> Tensor:
         """The student's logits [B, C]."""
@@ -143,14 +148,6 @@ class Distiller(LightningModule):
     def weights_configured(self) -> dict[str, float]:
         """The objectives that this update computes, and their weights before any schedule."""
         return {name: self.weights[name] for name in self.objectives}
-
-    def logs_now(self) -> bool:
-        """Whether this update is logged: those that reach a logger, and the last ones.
-
-        A metric at every step costs small models a tenth.
-        """
-        step, ends = self.global_step + 1, self.milestones
-        return step % self._log_every == 0 or self.trainer.is_last_batch or step in (self.trainer.max_steps, *ends)
 
     def logged_now(self) -> dict[str, float]:
         """What is logged beside the terms."""
@@ -185,12 +182,8 @@ class Distiller(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        if self.logs_now():
-            logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-            self.log_dict(logged, batch_size=len(batch.label))
-            self.log_dict({f"weight/{name}": weights[name] for name in self.schedules if name in weights})
-            self.log_dict(self.logged_now())
-            self.log("train/loss", loss.detach(), batch_size=len(batch.label), prog_bar=True)
+        scheduled = {f"weight/{name}": weights[name] for name in self.schedules if name in weights}
+        self.log_step(batch, {"loss": loss} | terms, scheduled | self.logged_now())
         if self.telemetry_every is not None and self.global_step % self.telemetry_every == 0:
             measured = self.telemetry(terms, weights)
             for logger in self.loggers:  # whatever the trainer's own interval is
@@ -244,8 +237,18 @@ class Distiller(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
+    def forget_moments(self) -> None:
+        """Let the optimizer begin anew, at the rate where its schedule is."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        optimizer.state.clear()
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameter_groups())
+        return self.optimization(self.parameter_groups())
+
+    def optimization(self, groups: list[dict[str, Any]]) -> Any:
+        """The optimizer of these parameter groups and its schedule, as Lightning wants them."""
+        optimizer = self.make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale")
         if self.make_scheduler is None:
@@ -297,6 +300,17 @@ def _checked_schedules(
         except TypeError as error:
             raise UserError(f"strategy.schedules.{name}: {error}") from error
     return checked
+
+
+def _weigh_classes(objectives: Mapping[str, Objective], weights: Sequence[float]) -> None:
+    on_labels = [term for term in objectives.values() if isinstance(term, Label)]
+    if not on_labels:
+        raise UserError(
+            f"student.training.class_weights: none of {', '.join(objectives)} is the cross-entropy with gold labels: "
+            "strategy.weights.label must be above 0"
+        )
+    for term in on_labels:
+        term.class_weights = torch.tensor(weights, dtype=torch.float32)
 
 
 def _bind(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdresearch.errors import UserError
 from kdresearch.objectives.generative import LabelledSoftLabel, PseudoSample
 from kdresearch.objectives.logits import Label
 from kdresearch.strategies.distiller import Distiller
@@ -15,13 +16,18 @@ class GenerativeDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.generative · CE(p_t, p_s).
 
     The first two are means over the labelled rows of a batch, the third is one over those without a label: the
-    pseudo-samples, and unlabelled rows where they are trained on.
+    pseudo-samples, and unlabelled rows where they are trained on. Each batch has its share of both.
 
     Args:
         temperature: τ of the soft labels, of real rows and of pseudo-samples; see ``losses.pseudo_label``.
         hard: the pseudo-samples' labels are the teacher's class instead of its probabilities.
+        labelled_share: of an epoch's rows, at least: labelled ones are repeated where there are more of the others, so
+            that no batch is without them. ``data.transfer_share`` goes before it.
         label_smoothing: ε of the first term.
         weights: ``label``, ``soft_label`` and ``generative``.
+
+    Raises:
+        UserError: a share outside [0, 1).
     """
 
     def __init__(
@@ -30,10 +36,14 @@ class GenerativeDistiller(Distiller):
         *,
         temperature: float = 2.0,
         hard: bool = False,
+        labelled_share: float = 0.5,
         label_smoothing: float = 0.0,
         weights: Mapping[str, float],
         **wiring: Any,
     ) -> None:
+        if not 0 <= labelled_share < 1:
+            raise UserError(f"strategy.labelled_share must lie in [0, 1), not {labelled_share}")
+        self.labelled_share = labelled_share
         objectives = {
             "label": Label(label_smoothing),
             "soft_label": LabelledSoftLabel(temperature),

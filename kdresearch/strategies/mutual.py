@@ -7,30 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from kdresearch.errors import UserError
+from kdresearch.errors import UserError, choices
 from kdresearch.objectives.logits import Label
 from kdresearch.objectives.mutual import Mutual
 from kdresearch.strategies.distiller import Distiller
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model
+from kdresearch.strategies.manual import ends_accumulation, step_by_hand
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Outputs
+
+CONVENTIONS = ("house", "published")
 
 
 class MutualDistiller(Distiller):
-    """Each network k: weights.label · CE(y, p_k) + weights.mutual · mean over the others l of KL(p_l‖p_k) (eq. 3-7).
+    """Each network k of K: weights.label · CE(y, p_k) + weights.mutual · 1/(K−1) Σ_l KL(p_l‖p_k) (eq. 3-8).
 
-    All take one step at a time, on the same batch, and the others' answers pass no gradient. The student is the one
-    that is evaluated and kept; the peers are trained, clipped and checkpointed beside it. Terms of a peer are logged
-    as ``train/NAME/peer1``, its validation accuracy as ``val/accuracy/peer1``.
+    The others' answers pass no gradient. The student is the one that is evaluated and kept; the peers are trained,
+    each clipped by itself, and checkpointed beside it. Terms of a peer are logged as ``train/NAME/peer1``, its
+    validation accuracy as ``val/accuracy/peer1``.
 
     Args:
         peers: each makes a model of ``vocabulary`` and ``classes``; all read the student's tokens.
+        convention: ``house``: all take one step at a time, from what the others said before it. ``published``: on each
+            batch they step in turn, the student last, and each learns from what those before it say after their step
+            (algorithm 1); each peer is asked twice.
         temperature: τ of the second term, which is multiplied by τ²; the paper has 1.
         label_smoothing: ε of the first.
         weights: ``label`` and ``mutual``.
 
     Raises:
-        UserError: no peers, or weights.mutual = 0.
+        UserError: no peers, weights.mutual = 0, an unknown convention, or two networks that start as one.
     """
 
     def __init__(
@@ -39,32 +46,129 @@ class MutualDistiller(Distiller):
         *,
         classes: tuple[str, ...],
         peers: Sequence[Callable[..., Model]],
+        convention: str = "house",
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
         weights: Mapping[str, float],
         **wiring: Any,
     ) -> None:
+        if convention not in CONVENTIONS:
+            raise UserError(f"strategy.convention: {choices(convention, CONVENTIONS)}")
         objectives = {"label": Label(label_smoothing), "mutual": Mutual(temperature)}
         super().__init__(student, classes=classes, objectives=objectives, weights=weights, **wiring)
         if not peers or "mutual" not in self.objectives:
             raise UserError("strategy.peers and strategy.weights.mutual: without them, use strategy=supervised")
+        self.convention = convention
         made = [peer(vocabulary=student.vocabulary, classes=len(classes)) for peer in peers]
         self.peers = nn.ModuleList(peer.train() for peer in made if isinstance(peer, nn.Module))
         self.peer_accuracy = nn.ModuleList(MulticlassAccuracy(len(classes), average="micro") for _ in made)
+        _check_different(self.networks)
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
         return False
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student, then its peers."""
+        return [self.student, *self.peers]
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether each network steps by itself."""
+        return self.convention == "published"
+
+    def setup(self, stage: str) -> None:
+        if self.in_turn:
+            step_by_hand(self, stage)
+
+    def configure_optimizers(self) -> Any:
+        if not self.in_turn:
+            return super().configure_optimizers()
+        made = [self.optimization(self._groups_of(network)) for network in self.networks]
+        return tuple(each if isinstance(each, dict) else {"optimizer": each} for each in made)
+
+    def _groups_of(self, network: nn.Module) -> list[dict[str, Any]]:
+        """The parameter groups of one network."""
+        members = {id(parameter) for parameter in network.parameters()}
+        groups = [
+            group | {"params": [each for each in group["params"] if id(each) in members]}
+            for group in self.parameter_groups()
+        ]
+        return [group for group in groups if group["params"]]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not self.in_turn:
+            return super().training_step(batch, batch_idx)
+        self._updates = ends_accumulation(self, batch_idx)
+        loss = super().training_step(batch, batch_idx)  # in which the peers have their turns
+        self._learn(0, loss)
+        if self._updates:
+            schedules = self.lr_schedulers() or []
+            for schedule in schedules if isinstance(schedules, list) else [schedules]:
+                schedule.step()  # type: ignore[call-arg]
+        return loss
+
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = [network(batch.student, LOGITS) for network in (self.student, *self.peers)]
-        values = {}
-        for place, own in enumerate(outputs):
-            others = [other for other in outputs if other is not own]
-            for name, term in self.objectives.items():
-                asked = others if name == "mutual" else others[:1]  # labels are the same whatever the others say
-                values[_of(place, name)] = torch.stack([term(own, other, batch) for other in asked]).mean()
+        if self.in_turn:
+            return self._terms_in_turn(batch)
+        outputs = [network(batch.student, LOGITS) for network in self.networks]
+        values: dict[str, Tensor] = {}
+        for place in range(len(outputs)):
+            values |= self._terms_of(place, outputs, batch)
         return values
+
+    def _terms_of(self, place: int, outputs: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """Of one network, which passes the gradient alone."""
+        others = [other for number, other in enumerate(outputs) if number != place]
+        values = {}
+        for name, term in self.objectives.items():
+            asked = others if name == "mutual" else others[:1]  # labels are the same whatever the others say
+            values[_of(place, name)] = torch.stack([term(outputs[place], other, batch) for other in asked]).mean()
+        return values
+
+    def _terms_in_turn(self, batch: Batch) -> dict[str, Tensor]:
+        """The peers' terms at their turns, in which they step; and the student's, from what they say after that."""
+        weights = self.weights_now()
+        outputs = [network(batch.student, LOGITS) for network in self.networks]
+        values: dict[str, Tensor] = {}
+        for place, peer in enumerate(self.peers, 1):
+            own = self._terms_of(place, outputs, batch)
+            self._learn(place, torch.stack([weights[name] * value for name, value in own.items()]).sum())
+            values |= {name: value.detach() for name, value in own.items()}
+            if self._updates:
+                with torch.no_grad():
+                    outputs[place] = peer(batch.student, LOGITS)
+        return self._terms_of(0, outputs, batch) | values
+
+    def _learn(self, place: int, loss: Tensor) -> None:
+        """Gather the gradient of one network, and take its step where one is due."""
+        self.manual_backward(loss / self.trainer.accumulate_grad_batches)
+        if not self._updates:
+            return
+        if place == 0:  # by Lightning, which counts it
+            optimizer = self.optimizers()[0]  # type: ignore[index]
+            optimizer.step()
+        else:
+            optimizer = self.optimizers(use_pl_optimizer=False)[place]  # type: ignore[index]
+            self.trainer.strategy.optimizer_step(optimizer, lambda: None, model=self)
+        optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.in_turn:
+            self.clip_gradients(optimizer)  # which has one network's, at their true scale
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_algorithm == "value" or not gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for network in self.networks:  # or the largest gradient would slow all the others down
+            nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
 
     def weights_now(self) -> dict[str, float]:
         weights = super().weights_now()
@@ -93,3 +197,19 @@ class MutualDistiller(Distiller):
 def _of(place: int, name: str) -> str:
     """The student's terms by their own names, a peer's with its number."""
     return f"{name}/peer{place}" if place else name
+
+
+def _check_different(networks: Sequence[nn.Module]) -> None:
+    """Refuse two that start as one: they stay one on the same batches, where KL is 0 and has no gradient."""
+    for place, network in enumerate(networks):
+        for before, other in enumerate(networks[:place]):
+            if type(network) is not type(other) or network.config != other.config:
+                continue
+            own, others = network.state_dict(), other.state_dict()
+            if all(torch.equal(value, others[name]) for name, value in own.items()):
+                called = "the student" if before == 0 else f"peer {before}"
+                raise UserError(
+                    f"strategy.peers: objective mutual is dead: {called} and peer {place} are the same "
+                    f"{type(network).__name__} with the same initial weights, and stay equal on the same batches: "
+                    "give peers of another kind or other settings (strategy.peers=[...])"
+                )

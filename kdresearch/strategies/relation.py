@@ -7,8 +7,11 @@ from typing import Any
 
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.objectives.relation import Pkt, RkdAngle, RkdDistance, SimilarityPreserving
+from kdresearch.objectives.settings import refuse_unused
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.structures import Model
+
+CONVENTIONAL = ("rkd_distance", "rkd_angle", "pkt")
 
 
 class RelationDistiller(Distiller):
@@ -19,7 +22,11 @@ class RelationDistiller(Distiller):
         temperature: τ of the soft labels.
         label_smoothing: ε of the first term.
         weights: ``label``, ``soft_label``, ``rkd_distance``, ``rkd_angle``, ``similarity_preserving`` and ``pkt``. Park
-            et al. have the angle at twice the distance.
+            et al. have the angle at twice the distance: 1 and 2 on classification, 25 and 50 in their code for metric
+            learning.
+
+    Raises:
+        UserError: a convention of no relation that is weighted.
     """
 
     def __init__(
@@ -32,6 +39,9 @@ class RelationDistiller(Distiller):
         weights: Mapping[str, float],
         **wiring: Any,
     ) -> None:
+        if not any(weights.get(name) for name in CONVENTIONAL):
+            instead = f"similarity_preserving has one form, and none of {', '.join(CONVENTIONAL)} is weighted"
+            refuse_unused(RelationDistiller, instead, convention=convention)
         objectives = {
             "label": Label(label_smoothing),
             "soft_label": SoftLabel(temperature),

@@ -15,7 +15,9 @@ class SelfDistiller(Distiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the generation before.
 
     Generation 0 is trained on labels, each later one from the one before it (their §3, eq. 3); all are of the
-    student's own architecture and training, and differ by their initial weights.
+    student's own architecture and training, and differ by their initial weights. Their generations after the first
+    learn from the teacher's outputs alone, at τ=1: ``weights={label: 0, soft_label: 1}``; and they also let all
+    generations answer together (BANE), which here is ``teacher=ensemble`` of kept generations.
 
     Args:
         generations: how many come before this student, at least 1; they are trained before it, and kept.

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.objective import Objective
 from kdresearch.strategies.combined import CombinedDistiller
-from kdresearch.strategies.distiller import SchedulerFactory
-from kdresearch.structures import Model
+from kdresearch.strategies.schedules import in_phases
+from kdresearch.structures import Batch, Model
 
 TRAINED = ("all", "head")
 
@@ -46,13 +45,15 @@ class Stage:
 class StagedDistiller(CombinedDistiller):
     """Stages, one after the other, each with its own weights, learning rate and trained parameters.
 
-    The learning-rate schedule runs anew in each stage. What a stage does not train keeps its value to the bit, and
-    what it does not weigh is not computed. A stage leaves some parameters without a gradient, which DDP has to be
+    The learning-rate schedule and the optimizer's moments begin anew in each stage, as in TinyBERT, whose stages are
+    trainings of their own. What a stage does not train keeps its value to the bit, and what it does not weigh is not
+    computed. A stage leaves some parameters without a gradient, which DDP has to be
     told: ``trainer.strategy=ddp_find_unused_parameters_true``.
 
     Args:
         objectives: by names of your choosing, which are the weights' names and the log keys.
         stages: ``Stage``s or their arguments; their shares sum to 1.
+        fresh_optimizer: False carries the moments of one stage over into the next.
 
     Raises:
         UserError: a stage that names no objective, weighs none or trains no parameter; shares that do not sum to 1;
@@ -65,8 +66,10 @@ class StagedDistiller(CombinedDistiller):
         *,
         objectives: Mapping[str, Objective],
         stages: Sequence[Stage | Mapping[str, Any]],
+        fresh_optimizer: bool = True,
         **wiring: Any,
     ) -> None:
+        self.fresh_optimizer = fresh_optimizer
         self.stages = [_stage(number, stage, objectives) for number, stage in enumerate(stages)]
         if not math.isclose(sum(stage.share for stage in self.stages), 1, abs_tol=1e-6):
             shares = " + ".join(f"{stage.share:g}" for stage in self.stages)
@@ -83,6 +86,15 @@ class StagedDistiller(CombinedDistiller):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.milestones = self._ends(self.updates)[:-1]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.fresh_optimizer and self.global_step in self.milestones:
+            self.forget_moments()
+
+    @property
+    def convex(self) -> bool:
+        return False  # each stage minimises something else
 
     @property
     def stage(self) -> int:
@@ -110,10 +122,8 @@ class StagedDistiller(CombinedDistiller):
         return ends
 
     def _scheduler(self, optimizer: Optimizer, updates: int) -> LambdaLR:
-        rates: list[float] = []
-        for stage, (start, end) in zip(self.stages, pairwise((0, *self._ends(updates))), strict=True):
-            rates += [stage.learning_rate * rate for rate in _rates(self.make_stage_scheduler, end - start)]
-        return LambdaLR(optimizer, lambda step: rates[min(step, updates - 1)])
+        lengths = [end - start for start, end in pairwise((0, *self._ends(updates)))]
+        return in_phases(self.make_stage_scheduler, optimizer, lengths, [stage.learning_rate for stage in self.stages])
 
 
 def _stage(number: int, stage: Stage | Mapping[str, Any], objectives: Mapping[str, Objective]) -> Stage:
@@ -180,17 +190,3 @@ def _below(where: str, train: Mapping[str, int], student: nn.Module) -> frozense
         if not reached or (place is not None and place < depth - number):
             still.add(name)
     return frozenset(still)
-
-
-def _rates(make: SchedulerFactory | None, updates: int) -> list[float]:
-    """What a schedule of so many updates multiplies the rate by at each."""
-    if make is None:
-        return [1.0] * updates
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make(optimizer, updates)
-    rates = []
-    for _ in range(updates):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        schedule.step()
-    return rates

@@ -15,7 +15,7 @@ from kdresearch.cli import main
 BASE = (
     "data.rows={train: 120, test: 40, unlabelled: 0}", "data.validation=40", "trainer=cpu", "threads=1", "logger=none",
     "evaluation.efficiency=false", "student=ngram_bag", "student.training.epochs=1",
-    "teacher=ngram", "teacher.recipe=['student=ngram', 'student.training.learning_rate=0.05']",
+    "teacher=ngram", "teacher.recipe=['student=ngram']",
 )  # fmt: skip
 
 

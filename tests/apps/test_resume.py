@@ -38,7 +38,10 @@ def dies(self, trainer, module, batch, number):
 RandomState.on_train_batch_start = dies
 main(sys.argv[1:])
 """
-TAUGHT = ("teacher=ngram", "teacher.recipe=['student=ngram', 'student.training.epochs=2']")
+TAUGHT = (
+    "teacher=ngram",
+    "teacher.recipe=['student=ngram', 'student.solver.method=none', 'student.training.epochs=2']",
+)
 PROCEDURES = {
     "staged": (*TAUGHT, "strategy.objectives.feature._target_=kdresearch.objectives.logits.LogitMse"),
     "annealed": TAUGHT,

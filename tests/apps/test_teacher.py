@@ -34,7 +34,8 @@ from kdresearch.models.ngram import NgramLinear
 CLASSES = ("negative", "positive")
 SMALL = ("data.rows={train: 240, test: 40, unlabelled: 0}", "data.validation=40", "trainer=cpu", "logger=none")
 CHAIN = ("teacher=chain", "teacher.chain=[['student=ngram'], ['student=ngram', 'strategy.temperature=4']]")
-NGRAM = "['student=ngram', 'student.training.learning_rate=0.05', 'student.training.epochs=8']"
+BY_UPDATES = "'student.solver.method=none', 'student.training.learning_rate=0.05'"
+NGRAM = f"['student=ngram', {BY_UPDATES}, 'student.training.epochs=8']"
 
 
 @pytest.fixture(autouse=True)
@@ -520,7 +521,10 @@ def test_a_live_teacher_is_calibrated_too(tmp_path: Path) -> None:
 def test_stopping_early_is_the_beginning_of_the_whole_schedule(tmp_path: Path) -> None:
     def curve(name: str, *overrides: str) -> list[tuple[str, ...]]:
         GlobalHydra.instance().clear()
-        student = ("student=ngram", "student.training.epochs=6", "student.training.learning_rate=0.05")
+        student = (
+            "student=ngram", "student.solver.method=none", "student.training.epochs=6",
+            "student.training.learning_rate=0.05",
+        )  # fmt: skip
         more = ("strategy=supervised", "logger=csv", "evaluation.efficiency=false", "threads=1")
         given = [*SMALL, *student, *more, *overrides, f"hydra.run.dir={tmp_path / name}"]
         assert main(["train", *given]) == 0
@@ -548,7 +552,7 @@ def test_stopping_early_is_the_beginning_of_the_whole_schedule(tmp_path: Path) -
 
 def test_generations_teach(tmp_path: Path) -> None:
     """One whole run: its teacher is the last of its earlier generations."""
-    student = ("student=ngram", "student.training.learning_rate=0.05", "student.training.epochs=3")
+    student = ("student=ngram",)
     given = ("strategy=self", "strategy.weights={label: 0, soft_label: 1}", *student)
     facts = run(tmp_path / "one", *given)
     assert [link["name"] for link in facts["chain"]] == ["ngram generation 0", "ngram generation 1"]

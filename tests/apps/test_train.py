@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from kdresearch import package
 from kdresearch.apps.predict import probabilities
 from kdresearch.artifacts import Store
+from kdresearch.bench.identity import identity, method
 from kdresearch.cli import main
 from kdresearch.data.corpus import load
 from kdresearch.data.reviews import Reviews
@@ -40,7 +41,7 @@ STUDENT = (
 )  # fmt: skip
 TEACHER = (
     "teacher=ngram",
-    "teacher.recipe=['student=ngram', 'student.training.learning_rate=0.05', 'student.training.epochs=8']",
+    "teacher.recipe=['student=ngram']",
 )  # fmt: skip
 TASK = {"accuracy", "macro_f1", "nll", "brier", "ece"}
 FIDELITY = {"agreement", "kl_to_teacher", "js_to_teacher", "agreement_on_teacher_errors"}
@@ -129,7 +130,8 @@ def test_run_json(run: Path) -> None:
         "reviews", "bilstm", "soft_label", "ngram"
     )  # fmt: skip
     assert cell["transfer"] == "unlabelled"
-    assert not any(part.startswith(("seed=", "tags=", "threads=", "logger=")) for part in cell["overrides"])
+    assert facts["settings"]["student"]["training"]["epochs"] == 2
+    assert (facts["identity"], facts["method"]) == (identity(facts["settings"]), method(facts["settings"]))
 
     student = package.load(run)
     sizes = sum(parameter.numel() for parameter in student.model.parameters())

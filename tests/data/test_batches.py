@@ -170,3 +170,23 @@ def test_mixed_epochs_go_on_where_they_stopped(done: int, replicas: int) -> None
     resumed = EpochBatches(lengths, 8, batches_done=done, **options)
     rest = [batch for epoch in epochs(resumed, 4 - resumed.epoch) for batch in epoch]
     assert rest == [batch for epoch in epochs_whole for batch in epoch][done:]
+
+
+@pytest.mark.parametrize(("others", "least"), [(0, 16), (40, 10), (600, 3)])
+def test_each_batch_has_its_share_of_labelled_rows(others: int, least: int) -> None:
+    """Though pseudo-samples are much shorter, and sorting by length alone would part the two."""
+    lengths = np.concatenate([lengths_of(200) + 100, lengths_of(others, 1)])
+    batches = EpochBatches(lengths, 16, labelled=200)
+    for epoch in epochs(batches, 2):
+        assert sorted(flat(epoch)) == list(range(200 + others))
+        assert min(sum(position < 200 for position in batch) for batch in epoch if len(batch) == 16) >= least
+        spread = [np.ptp(lengths[[each for each in batch if each < 200]]) for batch in epoch]
+        assert np.mean(spread) < 30  # of 60: still sorted
+
+
+def test_labelled_rows_are_repeated_for_their_least_share() -> None:
+    counts = np.bincount(Mixture(20, 10, 90, least_labelled=0.5)(0), minlength=120)
+    assert counts.tolist() == [5] * 20 + [1] * 100
+    assert Mixture(20, 10, 10, least_labelled=0.5)(0).tolist() == list(range(40))  # enough as they are
+    assert len(Mixture(20, 10, 90, share=1.0, least_labelled=0.5)(0)) == 100  # said otherwise
+    assert Mixture(20, least_labelled=0.5)(0).tolist() == list(range(20))

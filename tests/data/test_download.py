@@ -129,6 +129,15 @@ def test_another_checksum_is_refused_and_removed(server: Server, tmp_path: Path)
     assert fetch(server.url, SHA256, tmp_path).read_bytes() == CONTENT
 
 
+def test_what_does_not_end_is_refused_and_removed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdresearch.data.download.LIMIT", 500_000)
+    with pytest.raises(UserError, match="gave more than 500,000 bytes; what came was removed"):
+        fetch(server.url, SHA256, tmp_path)
+    assert files(tmp_path) == []
+
+
 def test_a_host_that_cannot_be_reached_is_named(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(UserError, match=r"cannot download http://127.0.0.1.*Not Found.*data.path=FILE"):

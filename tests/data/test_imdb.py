@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -125,6 +126,54 @@ def test_another_layout_or_no_path_is_said(tmp_path: Path) -> None:
         Imdb(path=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"data.labels: 'star' \(did you mean 'stars'\?\)"):
         Imdb(path=tmp_path, labels="star")
+
+
+def packed(path: Path, members: list[tuple[str, bytes]], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_review_that_an_archive_or_folder_holds_twice_is_named(tmp_path: Path) -> None:
+    twice = [("aclImdb/test/pos/0_9.txt", b"once"), ("aclImdb/test/pos/0_9.txt", b"and again")]
+    with pytest.raises(UserError, match=r"a\.tar\.gz holds the review test/pos/0 twice"):
+        list(Imdb(path=packed(tmp_path / "a.tar.gz", twice)).rows())
+    otherwise = folder(tmp_path, FILES | {"test/pos/0_8.txt": "the same number under another rating"})
+    with pytest.raises(UserError, match="holds the review test/pos/0 twice"):
+        list(Imdb(path=otherwise).rows())
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_a_review_that_inflates_without_bound_is_not_read(mode: str, tmp_path: Path) -> None:
+    path = packed(tmp_path / "a", [("aclImdb/train/pos/0_9.txt", bytes(50_000_000))], mode)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"train/pos/0_9\.txt has 50,000,000 bytes; a review has at most 131,072"):
+        list(Imdb(path=path).rows())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
+    long = folder(tmp_path, FILES | {"train/pos/7_9.txt": "x" * 200_000})
+    with pytest.raises(UserError, match=r"train/pos/7_9\.txt has 200,000 bytes"):
+        list(Imdb(path=long).rows())
+
+
+def test_an_archive_that_inflates_without_bound_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdresearch.data.imdb._WHOLE", 1_000_000)
+    reviews = [(f"aclImdb/train/pos/{number}_9.txt", b"x" * 100_000) for number in range(11)]
+    for members in (reviews, [("aclImdb/imdb.vocab", bytes(1_100_000))]):
+        with pytest.raises(UserError, match="inflates to more than 1,000,000 bytes: it is not the published archive"):
+            list(Imdb(path=packed(tmp_path / "a.tar.gz", members)).rows())
+    assert len(list(Imdb(path=packed(tmp_path / "a.tar.gz", reviews[:9])).rows())) == 9
+
+
+def test_a_name_without_end_is_not_read(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.tar.gz", [("a" * 20_000_000, b"")])
+    with pytest.raises(UserError, match=r"no tar archive \(a header of 20,000,\d+ bytes\)"):
+        list(Imdb(path=path).rows())
 
 
 @pytest.mark.imdb

@@ -228,6 +228,55 @@ def test_hashed_ngrams_fall_into_the_buckets_each_once() -> None:
     assert [len(row) for row in rows(wide.encode(texts))] == [len(row) for row in sets]  # hardly any share a bucket
 
 
+@pytest.mark.parametrize("characters", [(1, 2), (3, 5), (4, 4)])
+def test_character_ngrams_are_those_of_scikit_learn(characters: tuple[int, int], tmp_path: Path) -> None:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    texts = [
+        *random_texts(20),
+        "It's  a film,\na FILM!",
+        "",
+        "   ",
+        "caf\u00e9 \u6211\u559c\u6b22 \U0001f600\U0001f600",
+        "a",
+    ]
+    tokenizer = fit_ngrams(texts, orders=1, min_count=1, characters=characters)
+    words = fit_ngrams(texts, orders=1, min_count=1)
+    analyse = CountVectorizer(analyzer="char_wb", ngram_range=characters).build_analyzer()
+    sets = [set(analyse(text)) for text in texts]
+    assert tokenizer.size == words.size + len(set().union(*sets))
+    assert np.bincount(tokenizer.lengths[1:]).tolist() == [len(set().union(*sets)), words.size - 1]
+    ids = [set(row) for row in rows(tokenizer.encode(texts))]
+    letters = [{one for one in row if tokenizer.lengths[one] == 0} for row in ids]
+    assert [len(row) for row in letters] == [len(row) for row in sets]
+    for first in range(len(texts)):  # which features two texts share tells that they are the same ones
+        assert [len(letters[first] & other) for other in letters] == [len(sets[first] & other) for other in sets]
+    tokenizer.save(tmp_path)
+    again = NgramTokenizer(**tokenizer.settings)
+    again.load(tmp_path)
+    assert rows(again.encode(texts)) == rows(tokenizer.encode(texts))
+    assert np.array_equal(again.lengths, tokenizer.lengths)
+
+
+def test_characters_are_those_of_the_words_that_are_read() -> None:
+    tokenizer = fit_ngrams(["ab cd ef gh"], orders=1, min_count=1, characters=[4, 4], max_length=2)
+    assert rows(tokenizer.encode(["ab cd ef gh"])) == rows(tokenizer.encode(["ab gh"]))
+    assert len(rows(tokenizer.encode(["ab gh"]))[0]) == 4
+
+
+@pytest.mark.parametrize("characters", [3, "35", [5, 3], [0, 2], [3], [3.0, 5]])
+def test_characters_that_are_no_range_are_refused(characters: Any) -> None:
+    with pytest.raises(UserError, match="characters: the shortest and the longest n-gram"):
+        NgramTokenizer(characters=characters)
+
+
+def test_features_know_how_many_words_they_have() -> None:
+    tokenizer = fit_ngrams(["a b c"], orders=3, min_count=1)
+    assert sorted(tokenizer.lengths.tolist()) == [0, 1, 1, 1, 2, 2, 3]
+    ((abc, *rest),) = [sorted(rows(tokenizer.encode(["a b c"]))[0], key=lambda one: -tokenizer.lengths[one])]
+    assert abc not in rows(tokenizer.encode(["a b"]))[0] and rest
+
+
 def test_ngrams_of_a_cut_text() -> None:
     tokenizer = fit_ngrams(["a b c d e f"], orders=1, min_count=1, max_length=3)
     whole = {word: tuple(row) for word, row in zip("abcdef", rows(tokenizer.encode(list("abcdef"))), strict=True)}
@@ -372,7 +421,15 @@ def test_other_settings_are_another_key() -> None:
         NgramTokenizer(),
         *(
             NgramTokenizer(**one)
-            for one in ({"orders": 2}, {"size": 9}, {"min_count": 9}, {"hashed": True}, {"lowercase": False})
+            for one in (
+                {"orders": 2},
+                {"size": 9},
+                {"min_count": 9},
+                {"hashed": True},
+                {"lowercase": False},
+                {"characters": [3, 5]},
+                {"characters": [2, 5]},
+            )
         ),
         TorchtextTokenizer(),
         *(TorchtextTokenizer(**one) for one in ({"size": 9}, {"min_count": 9}, {"name": None})),

@@ -34,7 +34,7 @@ WORDS = {
     "film": ["film"],
     "हिन्दी the  फिल्म": ["हिन्दी", "the", "फिल्म"],
     "  the film, the film\n\nthe rock'n'roll film  ": ["the", "film", ",", "the", "film", "the", "rock'n'roll", "film"],
-    "日本 İs it": ["日本", "İs", "it"],
+    "日本 İs it": ["日", "本", "İs", "it"],
 }
 TEXTS = list(WORDS)
 

@@ -270,6 +270,11 @@ def test_what_is_no_trained_causal_model_is_refused(folder: Path, tmp_path: Path
     ("settings", "message"),
     [
         ({"prompt": "A {labl} film"}, r"prompt: 'labl' \(did you mean 'label'\?\)"),
+        (
+            {"prompt": "A film", "balance": "train"},
+            r"balance is about classes, and generator\.prompt names no \{label\}",
+        ),
+        ({"prompt": "{text}", "names": {"negative": "bad"}}, r"names is about classes, and generator\.prompt"),
         ({"prompt": "A {label film"}, r"prompt: 'A \{label film' is no template"),
         ({"top_p": 1.1}, r"top_p must be between 0 and 1, not 1\.1"),
         ({"temperature": -1}, "temperature must be at least 0, not -1"),

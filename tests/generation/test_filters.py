@@ -97,6 +97,17 @@ def test_copies_of_training_rows_and_of_each_other() -> None:
     }
 
 
+def edited(text: list[str], row: list[str], n: int) -> float:
+    """What a text shares with a row of about its length that it differs from by one word."""
+    if len(text) < 3 or text == row:
+        return 0.0
+    less = [[*row[:place], *row[place + 1 :]] for place in range(len(row))] if 3 <= len(row) <= 2 * n else []
+    if text in less:
+        return len(text) / len(row)
+    own = [[*text[:place], *text[place + 1 :]] for place in range(len(text))]
+    return (len(text) - 1) / len(text) if row in own or any(each in less for each in own) else 0.0
+
+
 def by_hand(text: list[str], rows: list[list[str]], n: int, passage: int) -> float:
     """The overlap, said in sets and for each row by itself."""
     best = 0.0
@@ -108,7 +119,7 @@ def by_hand(text: list[str], rows: list[list[str]], n: int, passage: int) -> flo
             if tuple(text[first : first + n]) in ngrams
             for offset in range(n)
         }
-        share = len(covered) / max(len(text), min(len(row), passage)) if len(text) >= 2 * n else 0
+        share = len(covered) / max(len(text), min(len(row), passage)) if len(text) >= 2 * n else edited(text, row, n)
         best = max(best, share, float(text == row))
     return best
 
@@ -173,6 +184,38 @@ def test_the_share_that_leaks() -> None:
     long = " ".join(row + rest + ["end"] * 10)
     assert HeldOut([long], 4, 32).overlap(row[:10]) == 10 / 32
     assert HeldOut([long], 4, 20).overlap(row[:10]) == 0.5
+
+
+QUESTIONS = ["Who discovered radium ?", "What is an atom ?", "When was the telephone invented ?", "Define thallium"]
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("who discovered radium", "leakage"),  # of three words, fewer than an n-gram has
+        ("who discovered helium ?", "leakage"),
+        ("Who first discovered radium ?", "leakage"),
+        ("when was the telegraph invented ?", "leakage"),  # no 4-gram is left of it
+        ("When was telephone invented ?", "leakage"),
+        ("was the telephone invented when ?", "leakage"),
+        ("define thallium", "leakage"),
+        ("define helium", "kept"),  # half of two words is no copy
+        ("who painted guernica ?", "kept"),
+        ("when was the first car built ?", "kept"),
+        ("what was an apple ?", "kept"),
+    ],
+)
+def test_short_rows_are_known_with_a_word_changed(text: str, verdict: str) -> None:
+    assert verdicts(NOTHING, [text], held_out=QUESTIONS) == [verdict]
+
+
+def test_a_short_text_shares_all_but_one_word() -> None:
+    held_out = HeldOut(QUESTIONS, 4, 32)
+    assert held_out.overlap(words("when was the telegraph invented")) == 4 / 5
+    assert held_out.overlap(words("when was telephone invented")) == 4 / 5
+    assert held_out.overlap(words("when was the telephone not invented")) == 5 / 6
+    changed = "when was the telegraph invented"
+    assert verdicts(Filters(leakage_share=0.81), [changed], held_out=QUESTIONS) == ["kept"]
 
 
 def test_nothing_held_out_leaks_nothing() -> None:

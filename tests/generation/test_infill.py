@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ def test_texts_are_those_of_the_seed(folder: Path) -> None:
     texts = generator.generate(12, 2**64 - 1, 0)
     assert texts == generator.generate(12, 2**64 - 1, 0) == prepared(folder).generate(12, 2**64 - 1, 0)
     assert texts != generator.generate(12, 5, 0)
+
+
+def test_words_that_are_not_masked_stay_as_they_are(folder: Path) -> None:
+    """Words that the tokenizer does not know among them, and whatever stands between words."""
+    text = "w1  Zürich, w2 Quokka w3\tw4 -- w5!"
+    written = re.compile(r"(\w+)  Zürich, (\w+) Quokka (\w+)\t(\w+) -- (\w+)!")
+    found = [written.fullmatch(sample) for sample in prepared(folder, [text], mask_share=0.4).generate(30, 1, 0)]
+    assert all(found)
+    changed = [sum(ours != f"w{number}" for number, ours in enumerate(each.groups(), 1)) for each in found]
+    assert max(changed) == 2 and {each.group(1) for each in found} <= set(WORDS)
 
 
 def test_long_texts_are_cut(folder: Path) -> None:

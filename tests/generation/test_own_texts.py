@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,3 +52,11 @@ def test_own_texts_are_known_by_their_content(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("id,text\n1,\n")
     with pytest.raises(UserError, match="empty or missing text"):
         read(OwnTexts(tmp_path / "other.csv"))
+
+
+@pytest.mark.parametrize(("setting", "name"), [({"text": "review"}, "text"), ({"quoted": False}, "quoted")])
+def test_settings_of_columns_are_refused_for_lines(setting: dict[str, Any], name: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("a fine film\n")
+    with pytest.raises(UserError, match=rf"generator\.{name} is of columns, and .*own\.txt is read as lines"):
+        OwnTexts(path, **setting)

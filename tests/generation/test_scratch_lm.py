@@ -180,6 +180,10 @@ def test_training_leaves_random_numbers_alone(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"heads": 3}, "heads: a width of 32 does not divide into 3 heads"),
+        (
+            {"conditional": False, "balance": "train"},
+            "balance is of classes, and generator.conditional=false draws none",
+        ),
         ({"context": 4}, "context must be at least 8, not 4"),
         ({"max_steps": 0}, "max_steps must be at least 1, not 0"),
         ({"vocabulary": 259}, "vocabulary must be at least 260, not 259"),

@@ -33,14 +33,19 @@ def attend(scores):
 S, T = attend(SCORES_S), attend(SCORES_T)
 
 
-def naive_mse(s, t, mask, convention="house"):
+def naive_mse(s, t, mask):
     total, count = 0.0, 0
     for b in range(len(s)):
         tokens = np.flatnonzero(mask[b])
         for h in range(s.shape[1]):
             total += sum((s[b, h, q, k] - t[b, h, q, k]) ** 2 for q in tokens for k in tokens)
-        count += len(tokens) ** 2 * (1 if convention == "textbrewer" else s.shape[1])
+        count += len(tokens) ** 2 * s.shape[1]
     return total / count
+
+
+def naive_mse_sum(s, t, mask):
+    """TextBrewer's attention_mse_sum: the heads' sum is one map."""
+    return naive_mse(s.sum(1, keepdims=True), t.sum(1, keepdims=True), mask)
 
 
 def naive_tinybert(s, t, mask):
@@ -78,6 +83,10 @@ def naive_ce(s, t, mask, inputs):
     return sum(rows) / len(rows)
 
 
+def naive_ce_mean(s, t, mask, inputs):
+    return naive_ce(s.mean(1, keepdims=True), t.mean(1, keepdims=True), mask, inputs)
+
+
 def scaled_products(x):
     return np.array([[h @ h.T / math.sqrt(h.shape[1]) for h in row] for row in x])
 
@@ -98,11 +107,13 @@ CASES = [
     (attention_mse, naive_mse, {}, S, T),
     (attention_mse, naive_mse, {}, SCORES_S, SCORES_T),
     (attention_mse, naive_mse, {"convention": "textbrewer"}, SCORES_S, SCORES_T),
+    (attention_mse, naive_mse_sum, {"convention": "textbrewer_sum"}, SCORES_S, SCORES_T),
     (attention_mse, naive_tinybert, {"convention": "tinybert"}, SCORES_S, SCORES_T),
     (attention_kl, naive_kl, {}, S, T),
     (attention_kl, naive_kl, {"temperature": 2.0}, S, T),
     (attention_kl, naive_kl, {"temperature": 2.0, "inputs": "scores"}, SCORES_S, SCORES_T),
     (attention_kl, naive_ce, {"convention": "textbrewer", "inputs": "scores"}, SCORES_S, SCORES_T),
+    (attention_kl, naive_ce_mean, {"convention": "textbrewer_mean", "inputs": "scores"}, SCORES_S, SCORES_T),
     (value_relation, naive_values, {}, VALUES_S, VALUES_T),
     (value_relation, naive_values, {}, VALUES_S, VALUES_WIDE),
     (relation_heads, naive_heads, {"heads": 3}, STATES_S, STATES_T),
@@ -121,12 +132,12 @@ def test_equals_the_loops(loss, naive, options, student, teacher):
 
 
 def without_convention(naive, options):
-    return options if naive is naive_mse else {k: v for k, v in options.items() if k != "convention"}
+    return {k: v for k, v in options.items() if k != "convention"}
 
 
 @cases
 def test_identities(loss, naive, options, student, teacher, identities):
-    zero = options.get("convention") != "textbrewer" or loss is attention_mse
+    zero = "textbrewer" not in options.get("convention", "") or loss is attention_mse
     identities(lambda s, t: loss(s, t, mask=MASK, **options), student, teacher, zero=zero)
 
 
@@ -217,10 +228,10 @@ def test_constants_by_hand():
     second = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert attention_kl(s, t, mask=mask).item() == pytest.approx((first + second) / 2)
     assert attention_kl(s**2, t**2, mask=mask, temperature=2.0).item() == pytest.approx(2 * (first + second))
-    # two heads with the same error: the mean over heads, or TextBrewer's sum
-    assert attention_mse(s.expand(1, 2, 3, 3), t.expand(1, 2, 3, 3), mask=mask, convention="textbrewer").item() == (
-        pytest.approx(2 * 0.325 / 4)
-    )
+    # two heads with the same error: their mean, and the square of their sum
+    for convention, times in (("house", 1), ("textbrewer", 1), ("textbrewer_sum", 4)):
+        two = attention_mse(s.expand(1, 2, 3, 3), t.expand(1, 2, 3, 3), mask=mask, convention=convention)
+        assert two.item() == pytest.approx(times * 0.325 / 4)
     # values 0 and 1 of width 1: R_s rows softmax(0, 0) and softmax(0, 1); teacher 0 and 0: ½ each
     values = torch.tensor([[[[0.0], [1.0]]]])
     e = math.e
@@ -296,11 +307,11 @@ def test_relations_see_no_rotation():
         (lambda: attention_mse(S[0], T[0]), r"\[B, H, T, T\]"),
         (lambda: attention_mse(S, T, mask=MASK[:, :4]), r"bool \[4, 5\]"),
         (lambda: attention_mse(S, T, mask=MASK.double()), "torch.float64"),
-        (lambda: attention_mse(S, T, convention="sum"), "house, textbrewer, tinybert"),
+        (lambda: attention_mse(S, T, convention="sum"), "house, textbrewer, textbrewer_sum, tinybert"),
         (lambda: attention_mse([S, S], [T]), "2 of the student, 1 of the teacher"),
         (lambda: attention_kl(S, T, temperature=0.0), "temperature"),
         (lambda: attention_kl(S, T, inputs="logits"), "probabilities, scores"),
-        (lambda: attention_kl(S, T, convention="tinybert"), "house, textbrewer"),
+        (lambda: attention_kl(S, T, convention="tinybert"), "house, textbrewer, textbrewer_mean"),
         (lambda: attention_kl(S, T, convention="textbrewer"), "inputs='scores'"),
         (lambda: attention_kl([S], T), "sequence of layers"),
         (lambda: value_relation(VALUES_S, VALUES_T[:, :1]), "same B, H and T"),

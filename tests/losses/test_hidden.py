@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdresearch.losses import cosine, gram, hidden_mse, jacobian, nst, patient, semantic, soft_label
+from kdresearch.losses import cosine, fsp, gram, hidden_mse, jacobian, nst, patient, semantic, soft_label
 
 
 def states(seed, b=4, t=5, d=3):
@@ -47,20 +47,38 @@ def naive_pkd(s, t, mask):
     return naive_patient(s, t, mask) / s.shape[2]
 
 
+def naive_matrices(first, second, mask):
+    """F₁ᵀF₂ by entry, of each row."""
+    found = []
+    for b in range(len(first)):
+        tokens = [i for i in range(first.shape[1]) if mask[b, i]]
+        found.append(
+            [
+                [sum(first[b, i, d] * second[b, i, e] for i in tokens) / len(tokens) for e in range(second.shape[2])]
+                for d in range(first.shape[2])
+            ]
+        )
+    return np.array(found)
+
+
+def naive_between(s, t, mask, convention):
+    """Of two layers of either side."""
+    g_s, g_t = naive_matrices(*s, mask), naive_matrices(*t, mask)
+    rows = [((a - b) ** 2).sum() for a, b in zip(g_s, g_t, strict=True)]
+    sizes = {"house": [(b**2).sum() for b in g_t], "published": [1.0] * len(rows), "mean": [g_t[0].size] * len(rows)}
+    return sum(row / size for row, size in zip(rows, sizes[convention], strict=True)) / len(rows)
+
+
 def naive_gram(s, t, mask):
-    total = 0.0
-    for b in range(len(s)):
-        tokens = [i for i in range(s.shape[1]) if mask[b, i]]
-        for d in range(s.shape[2]):
-            for e in range(s.shape[2]):
-                g_s = sum(s[b, i, d] * s[b, i, e] for i in tokens) / len(tokens)
-                g_t = sum(t[b, i, d] * t[b, i, e] for i in tokens) / len(tokens)
-                total += (g_s - g_t) ** 2
-    return total / len(s)
+    return naive_between((s, s), (t, t), mask, "house")
+
+
+def naive_gram_published(s, t, mask):
+    return naive_between((s, s), (t, t), mask, "published")
 
 
 def naive_gram_mean(s, t, mask):
-    return naive_gram(s, t, mask) / s.shape[2] ** 2
+    return naive_between((s, s), (t, t), mask, "mean")
 
 
 def naive_nst(s, t, mask):
@@ -107,6 +125,7 @@ CASES = [
     (patient, naive_patient, {}, T, True),
     (patient, naive_pkd, {"convention": "pkd"}, T, True),
     (gram, naive_gram, {}, T, True),
+    (gram, naive_gram_published, {"convention": "published"}, T, True),
     (gram, naive_gram_mean, {"convention": "mean"}, T, True),
     (nst, naive_nst, {}, T, True),
     (nst, naive_nst, {}, WIDE, True),
@@ -212,8 +231,15 @@ def test_constants_by_hand():
     # norms (5, 1) and (3, 2): 2 − 2·cos
     assert jacobian(s, t, mask=mask).item() == pytest.approx(2 - 2 * 17 / math.sqrt(26 * 13))
     # G_s = ((10, 12), (12, 16)) / 2, G_t = ((9, 0), (0, 4)) / 2
-    assert gram(s, t, mask=mask).item() == pytest.approx((1 + 144 + 144 + 144) / 4)
+    assert gram(s, t, mask=mask, convention="published").item() == pytest.approx((1 + 144 + 144 + 144) / 4)
     assert gram(s, t, mask=mask, convention="mean").item() == pytest.approx((1 + 144 + 144 + 144) / 16)
+    assert gram(s, t, mask=mask).item() == pytest.approx((1 + 144 + 144 + 144) / (81 + 16))
+    # between the layers s and 2s: twice those; of the teacher between t and its columns exchanged: ((0, 9), (4, 0)) / 2
+    layers = {"student": [s, 2 * s], "teacher": [t, t.flip(2)], "mask": mask}
+    expected = (20 - 0) ** 2 + (24 - 9) ** 2 + (24 - 4) ** 2 + 32**2
+    assert fsp(**layers, convention="published").item() == pytest.approx(expected / 4)
+    assert fsp(**layers, convention="mean").item() == pytest.approx(expected / 16)
+    assert fsp(**layers).item() == pytest.approx(expected / (81 + 16))
     # courses: student (3, 1)/√10 and (1, 0); teacher (1, 0) and (0, 1)
     expected = (1 + 1 + 2 * 0.9) / 4 + 2 / 4 - 2 * (0.9 + 0.1 + 1 + 0) / 4
     assert nst(s, t, mask=mask).item() == pytest.approx(expected)
@@ -250,20 +276,27 @@ def test_patient_reads_the_first_token_only():
     assert torch.equal(patient(other, T, mask=MASK), patient(S, T, mask=MASK))
 
 
-def test_flow_is_between_consecutive_layers():
-    total = 0.0
-    for i in range(2):
-        for b in range(4):
-            tokens = np.flatnonzero(MASK[b].numpy())
-            for d in range(3):
-                for e in range(3):
-                    g = [
-                        sum(float(x[i][b, k, d] * x[i + 1][b, k, e]) for k in tokens) / len(tokens)
-                        for x in (LAYERS_S, LAYERS_T)
-                    ]
-                    total += (g[0] - g[1]) ** 2
-    expected = total / (2 * 4)
-    assert gram(LAYERS_S, LAYERS_T, mask=MASK, flow=True).item() == pytest.approx(expected)
+@pytest.mark.parametrize("convention", ["house", "published", "mean"])
+def test_fsp_is_between_consecutive_layers(convention):
+    """Eq. 1 and 2 of Yim et al. 2017; three layers of other widths make two matrices."""
+    s, t = [S, states(3, d=2), states(4, d=6)], [T, states(5, d=2), states(6, d=6)]
+    expected = [
+        naive_between([x.numpy() for x in s[i : i + 2]], [x.numpy() for x in t[i : i + 2]], MASK.numpy(), convention)
+        for i in range(2)
+    ]
+    found = fsp(s, t, mask=MASK, convention=convention)
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
+    beyond = [x.masked_fill(~MASK.unsqueeze(2), math.inf) for x in s]
+    torch.testing.assert_close(fsp(beyond, t, mask=MASK, convention=convention), found)
+    assert found.item() != pytest.approx(gram(s, t, mask=MASK, convention=convention).item(), rel=0.01)
+
+
+def test_fsp_of_the_house_is_one_for_a_student_that_says_nothing(identities):
+    for scale in (1e-2, 1.0, 30.0):
+        teacher = [scale * layer for layer in LAYERS_T]
+        assert fsp([0 * layer for layer in LAYERS_S], teacher, mask=MASK).item() == pytest.approx(1.0)
+    assert fsp(LAYERS_S, [0 * layer for layer in LAYERS_T], mask=MASK).isfinite()
+    identities(lambda s, t: fsp([s, s.roll(1, 2)], [t, t.roll(1, 2)], mask=MASK), S, T)
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse"])
@@ -331,9 +364,10 @@ def test_jacobian_trains_through_the_gradient():
         (lambda: semantic(S[:, 0], T[:, 0], student_hidden=S, teacher_hidden=T, convention="sum"), "house, norm"),
         (lambda: gram(S, WIDE), r"\[B, T, D\]"),
         (lambda: gram(S[:, 0], T[:, 0]), r"\[B, T, D\]"),
-        (lambda: gram(S, T, flow=True), "two layers"),
-        (lambda: gram([S, S[:, :4]], [T, T[:, :4]], flow=True), "same tokens"),
-        (lambda: gram(S, T, convention="sum"), "house, mean"),
+        (lambda: fsp(S, T), "two layers"),
+        (lambda: fsp([S, S[:, :4]], [T, T[:, :4]]), "same tokens"),
+        (lambda: fsp(LAYERS_S, LAYERS_T, convention="sum"), "house, published, mean"),
+        (lambda: gram(S, T, convention="sum"), "house, published, mean"),
         (lambda: nst(S, T[:3]), "same rows"),
         (lambda: nst(S, T, convention="mean"), "house, textbrewer"),
         (lambda: jacobian(S, T, distance="euclid"), "norm, cosine"),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdresearch.losses import contrastive, pkt, rkd_angle, rkd_distance, similarity_preserving
+from kdresearch.losses import contrastive, noise_contrastive, pkt, rkd_angle, rkd_distance, similarity_preserving
 
 
 def vectors(seed, b=6, d=4):
@@ -225,6 +225,51 @@ def test_queue_mask_takes_negatives_from_some_rows():
         torch.testing.assert_close(contrastive(S, T, queue=QUEUE, queue_mask=every), contrastive(S, T, queue=same))
 
 
+def test_the_teacher_as_anchor_is_the_sides_exchanged_with_the_students_gradient():
+    s = S.clone().requires_grad_()
+    value = contrastive(s, T, anchor="teacher", queue=QUEUE)
+    assert value.item() == pytest.approx(naive_contrastive(T.numpy(), S.numpy(), queue=QUEUE.numpy()), rel=1e-9)
+    value.backward()
+    assert (s.grad.abs().sum(1) > 0).all()
+
+
+def test_batch_mask_takes_negatives_from_the_batch():
+    mask = torch.rand(6, 6, generator=torch.Generator().manual_seed(4)) < 0.5
+    mask[2] = False
+    expected = 0.0
+    for i in range(6):
+        others = [T[j].numpy() for j in range(6) if mask[i, j] and j != i]  # the diagonal stays the positive
+        expected += naive_contrastive(S[i : i + 1].numpy(), T[i : i + 1].numpy(), queue=others, in_batch=False) / 6
+    assert contrastive(S, T, batch_mask=mask).item() == pytest.approx(expected, rel=1e-9)
+    none = contrastive(S, T, batch_mask=mask, in_batch=False, queue=QUEUE)
+    torch.testing.assert_close(none, contrastive(S, T, in_batch=False, queue=QUEUE))
+
+
+def test_noise_contrastive_is_crds_equation():
+    """h = P / (P + K/N), P = e^(x/τ)/Z; no closed form of logistic functions here."""
+    positive, negative = S[:, 0].tanh(), vectors(4, d=3).tanh()
+    z, rows, tau = 50.0, 20, 0.5
+    expected = 0.0
+    for i in range(6):
+        chance = [math.exp(x / tau) / z for x in (positive[i], *negative[i])]
+        h = [p / (p + 3 / rows) for p in chance]
+        expected -= (math.log(h[0]) + sum(math.log(1 - each) for each in h[1:])) / 6
+    found = noise_contrastive(positive, negative, normaliser=z, rows=rows, temperature=tau)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    # P = K/N on both sides: a coin for each of 1 + K
+    assert noise_contrastive(torch.zeros(2), torch.zeros(2, 3), normaliser=20 / 3, rows=20).item() == pytest.approx(
+        4 * math.log(2)
+    )
+
+
+def test_noise_contrastive_is_finite_far_out():
+    for cosine in (-1.0, 1.0):
+        x = torch.full((2,), cosine, dtype=torch.bfloat16, requires_grad=True)
+        value = noise_contrastive(x, -x.unsqueeze(1).expand(2, 9), normaliser=1e-3, rows=10, temperature=0.01)
+        value.backward()
+        assert value.dtype == torch.float32 and value.isfinite() and x.grad.isfinite().all()
+
+
 def test_float32_of_large_norms_keeps_small_distances():
     """Squared norms minus products would lose them."""
     close = 1000 + S.float()
@@ -248,6 +293,12 @@ def test_float32_of_large_norms_keeps_small_distances():
         (lambda: contrastive(S, T, temperature=0.0), "temperature"),
         (lambda: contrastive(S, T, queue=WIDE), r"\[K, 4\]"),
         (lambda: contrastive(S, T, in_batch=False), "queue"),
+        (lambda: contrastive(S, T, anchor="both"), "student, teacher"),
+        (lambda: contrastive(S, T, batch_mask=torch.ones(6, 7).bool()), r"\[6, 6\].*\[6, 7\]"),
+        (lambda: noise_contrastive(S, S, normaliser=1.0, rows=9), r"\[B\] of positives"),
+        (lambda: noise_contrastive(S[:, 0], S[:, :0], normaliser=1.0, rows=9), r"\[6, 0\]"),
+        (lambda: noise_contrastive(S[:, 0], S, normaliser=0.0, rows=9), "normaliser"),
+        (lambda: noise_contrastive(S[:, 0], S, normaliser=1.0, rows=0), "rows"),
         (lambda: contrastive(S, T, queue_mask=torch.ones(6, 7).bool()), r"\[6, 0\].*\[6, 7\]"),
         (lambda: contrastive(S, T, queue=QUEUE, queue_mask=torch.ones(7, 6).bool()), r"\[6, 7\].*\[7, 6\]"),
         (lambda: contrastive(S, T, queue=QUEUE, queue_mask=torch.ones(6, 7)), r"bool \[6, 7\], not torch.float32"),

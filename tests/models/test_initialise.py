@@ -240,7 +240,7 @@ def test_what_embeddings_cannot_start_from_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(0, 1.0), (1, 1.0), (2, 1 / (256 * 3**0.5)), (3, 0.02)],
+    [(0, 0.25 / 3**0.5), (1, 0.25 / 3**0.5), (2, 1 / (256 * 3**0.5)), (3, 0.02)],
     ids=["bilstm", "cnn", "bag", "bert"],
 )
 def test_the_spread_is_that_of_the_random_start(number: int, expected: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdresearch.errors import UserError
-from kdresearch.models.ngram import NgramBag, NgramLinear, log_count_ratio
+from kdresearch.models.ngram import NgramBag, NgramLinear, log_count_ratio, sparse_rows
 from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Tokens
 
 
@@ -28,7 +28,7 @@ ROWS = ([1, 2, 5], [3], [], [4, 1, 2, 3])
 
 def prepared(classes: int, **options: float) -> NgramLinear:
     torch.manual_seed(0)
-    model = NgramLinear(6, classes, **options)  # type: ignore[arg-type]
+    model = NgramLinear(6, classes, **({"weighting": "nb"} | options))  # type: ignore[arg-type]
     labels = [0, 1, classes - 1, 1]
     model.prepare([batch(labels, *ROWS), batch([classes - 1, UNLABELLED], [1, 4], [1, 1, 5])])
     torch.nn.init.normal_(model.weight.weight)
@@ -67,13 +67,50 @@ def test_prepare_counts_the_labelled_rows_alone() -> None:
 @pytest.mark.parametrize("weighting", ["nb", "none"])
 def test_scores_by_hand(classes: int, weighting: str) -> None:
     model = prepared(classes, weighting=weighting)  # type: ignore[arg-type]
-    ratio, weight = model.ratio.numpy(), model.weight.weight.detach().numpy()
+    weight = model.weight.weight.detach().numpy()
+    ratio = model.ratio.expand(6, weight.shape[1]).numpy()
     assert weighting == "nb" or (ratio == 1).all()
     logits = model(tokens(*ROWS)).logits.detach().numpy()
     for row, ids in enumerate(ROWS):
         score = model.bias.detach().numpy() + sum((ratio[i] * weight[i] for i in ids), np.zeros(1))
         expected = score if classes > 2 else np.array([-score[0] / 2, score[0] / 2])
         np.testing.assert_allclose(logits[row], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_tfidf_scores_are_those_of_scikit_learns_rows(classes: int) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = ["a b e", "c", "", "d a b c", "a d"]
+    vectors = TfidfVectorizer(token_pattern=r"\w", vocabulary={"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}, binary=True)
+    rows = vectors.fit_transform(texts)
+    ids = ([1, 2, 5], [3], [], [4, 1, 2, 3], [1, 4])
+    model = NgramLinear(6, classes, weighting="tfidf")
+    model.prepare([batch([0, 1], *ids[:2]), batch([1, 0, 1], *ids[2:])])
+    torch.nn.init.normal_(model.weight.weight)
+    torch.nn.init.normal_(model.bias)
+    scores = torch.from_numpy(rows.toarray()).float() @ model.weight.weight[1:] + model.bias
+    logits = model(tokens(*ids)).logits
+    torch.testing.assert_close(logits if classes == 3 else logits[:, 1:] - logits[:, :1], scores)
+
+
+def test_tfidf_reads_n_grams_of_two_words_at_most() -> None:
+    model = NgramLinear(5, 2, weighting="tfidf")
+    rows, label = sparse_rows([batch([0, 1], [1, 2, 3], [1, 3, 4])], 5)
+    plain = model.ratios(rows, label, "tfidf")[:, 0]
+    told = model.ratios(rows, label, "tfidf", np.array([0, 1, 2, 3, 0]))[:, 0]
+    assert told[3] == 0 < plain[3] and (told[[1, 2, 4]] == plain[[1, 2, 4]]).all()
+
+
+def test_a_package_of_full_ratios_is_read() -> None:
+    """As packages before the ratios were folded have them: [V, columns], ones where there is no weighting."""
+    for weighting, ratio in (("none", torch.ones(6, 3)), ("nb", torch.randn(6, 3))):
+        weight, bias = torch.randn(6, 3), torch.randn(3)
+        weight[0] = 0
+        model = NgramLinear(vocabulary=6, classes=3, weighting=weighting, smoothing=1.0)
+        model.load_state_dict({"weight.weight": weight, "bias": bias, "ratio": ratio})
+        expected = torch.stack([(weight * ratio)[row].sum(0) + bias for row in map(torch.tensor, (ROWS[0], ROWS[1]))])
+        torch.testing.assert_close(model(tokens(*ROWS)).logits[:2], expected)
 
 
 def test_two_classes_in_one_column_are_binary_logistic_regression() -> None:
@@ -146,7 +183,7 @@ def test_it_learns_what_a_word_tells() -> None:
 
 
 def test_what_it_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match="weighting: 'bn'; one of: nb, none"):
+    with pytest.raises(UserError, match=r"weighting: 'bn'.*auto, nb, tfidf, none"):
         NgramLinear(6, 2, weighting="bn")
     for model, field in ((NgramLinear(6, 2), "pooled"), (NgramBag(6, 2), "attention")):
         with pytest.raises(ValueError, match=f"does not provide {field}"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,3 +54,14 @@ def test_bad_temperatures_are_refused_at_once(kind: type[PseudoSample]) -> None:
 
 def test_what_they_learn_from() -> None:
     assert (PseudoSample().needs_labels, LabelledSoftLabel().needs_labels) == (False, True)
+
+
+def test_the_published_formulas_on_a_small_case() -> None:
+    """GAL (He et al. 2022): -sum_c p_t log p_s of soft labels at τ=1; ZeroGen (Ye et al. 2022): -log p_s(ŷ)."""
+    student = torch.tensor([[0.8, 0.2], [0.5, 0.5]]).log()
+    teacher = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
+    rows = Batch(torch.arange(2), torch.tensor([UNLABELLED] * 2), batch([0, 0]).student)
+    soft = -(0.25 * math.log(0.8) + 0.75 * math.log(0.2) + math.log(0.5)) / 2
+    hard = -(math.log(0.2) + math.log(0.5)) / 2
+    for objective, expected in ((PseudoSample(1.0), soft), (PseudoSample(1.0, hard=True), hard)):
+        assert float(objective(Outputs(student), Outputs(teacher), rows)) == pytest.approx(expected)

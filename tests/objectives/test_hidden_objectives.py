@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kdresearch import losses
 from kdresearch.errors import UserError
-from kdresearch.objectives.hidden import FEATURE_LOSSES, Feature, Semantic, StatePairs
+from kdresearch.objectives.hidden import FEATURE_LOSSES, TOKENS_ONLY, Feature, Semantic, StatePairs
 from kdresearch.structures import FIELDS, LOGITS, Batch, Outputs, Reading, Tokens
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()
@@ -93,6 +93,10 @@ every_loss = pytest.mark.parametrize("loss", FEATURE_LOSSES)
     ],
 )
 def test_it_is_the_loss_of_the_mapped_layers(loss: str, settings: Any, pairs: list[tuple[int, int]]) -> None:
+    if loss == "fsp" and len(pairs) == 1:
+        with pytest.raises(UserError, match=r"loss=fsp is between two layers .* pairs one layer"):
+            bound(Feature(loss, **settings))
+        return
     objective = bound(Feature(loss, **settings))
     own, other = by_hand(objective, pairs)
     found = objective(*sides(), batch())
@@ -115,6 +119,8 @@ def test_hidden_mse_against_a_loop() -> None:
 
 @every_loss
 def test_words_are_compared_where_tokens_differ(loss: str) -> None:
+    if loss == "fsp":
+        return  # of two layers: the next test
     objective = bound(Feature(loss, layers=[[2, 4]]), reading=WORDS)
     student = outputs(STUDENT, 0, torch.ones_like(OWN_WORDS).bool())
     teacher = outputs(TEACHER, 100, torch.ones_like(OTHER_WORDS).bool())
@@ -129,6 +135,26 @@ def test_words_are_compared_where_tokens_differ(loss: str) -> None:
     found = objective(student, teacher, batch(OWN_WORDS, OTHER_WORDS))
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     assert float(found) > 1e-3
+
+
+def test_fsp_is_between_the_words_of_two_layers() -> None:
+    objective = bound(Feature("fsp", layers=[[1, 2], [2, 4]]), reading=WORDS)
+    student = outputs(STUDENT, 0, torch.ones_like(OWN_WORDS).bool())
+    teacher = outputs(TEACHER, 100, torch.ones_like(OTHER_WORDS).bool())
+    first, second = objective.states.projections
+    own, other = [], []
+    for h, g in (
+        (first(student.hidden[1]), teacher.hidden[2]), (second(student.hidden[2]), teacher.hidden[4])
+    ):  # fmt: skip
+        nothing = torch.zeros_like(h[1, 0])
+        own.append(torch.stack([h[0, :2].mean(0), h[0, 2], h[1, 1:3].mean(0), nothing]).reshape(2, 2, -1))
+        other.append(torch.stack([g[0, 1], g[0, 2:4].mean(0), g[1, 1:4].mean(0), nothing]).reshape(2, 2, -1))
+    distances = []
+    for row, words in ((0, 2), (1, 1)):
+        g_s, g_t = (x[row].T @ y[row] / words for x, y in (own, other))
+        distances.append((g_s - g_t).square().sum() / g_t.square().sum())
+    found = objective(student, teacher, batch(OWN_WORDS, OTHER_WORDS))
+    assert float(found.detach()) == pytest.approx(float(sum(distances)) / 2, rel=1e-6)
 
 
 def test_patient_reads_the_first_token_where_both_have_one() -> None:
@@ -231,6 +257,7 @@ def test_a_choice_of_layers_between_sentence_vectors_is_refused(make: Any) -> No
         ({"layers": "last"}, "layers=last is of hidden states"),
         ({"layers": [[1, 2]]}, r"layers=\[\[1, 2\]\] is of hidden states"),
         ({"embeddings": True}, "embeddings=true is of hidden states"),
+        ({"shared_projection": True}, "shared_projection=true is of hidden states"),
     ):
         with pytest.raises(UserError, match=said):
             bound(make(level="sentence", **settings))
@@ -241,14 +268,17 @@ def test_a_choice_of_layers_between_sentence_vectors_is_refused(make: Any) -> No
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Feature("hiden_mse"), r"loss: 'hiden_mse' \(did you mean 'hidden_mse'\?\).*patient, gram, nst"),
+        (lambda: Feature("hiden_mse"), r"loss: 'hiden_mse' \(did you mean 'hidden_mse'\?\).*patient, fsp, gram, nst"),
         (lambda: Feature(level="token"), r"level: 'token' \(did you mean 'tokens'\?\).*auto, tokens, sentence"),
         (lambda: Feature(projection="line"), r"projection: 'line'.*auto, linear, none"),
         (lambda: Feature("cosine", convention="pkd"), r"convention: 'pkd'; one of: house for cosine"),
         (lambda: Feature("patient", convention="tinybert"), "convention 'tinybert'.*pkd"),
         (lambda: Feature("gram", level="sentence"), "loss=gram relates the tokens of a row.*level=tokens"),
         (lambda: Feature("nst", level="sentence"), "loss=nst relates the tokens of a row"),
+        (lambda: Feature("fsp", level="sentence"), "loss=fsp relates the tokens of a row"),
+        (lambda: Feature(projection="none", shared_projection=True), "shared_projection=true has no effect"),
         (lambda: Semantic(weight=1.5), "weight"),
+        (lambda: Semantic(weight=1.0, layers="last"), "layers=last has no effect: weight=1 is the KL term alone"),
         (lambda: Semantic(temperature=0.0), "temperature must be positive"),
         (lambda: Semantic(divergence="jsd"), "divergence 'jsd'.*forward"),
         (lambda: Semantic(convention="tinybert"), "convention 'tinybert'.*norm"),
@@ -262,7 +292,7 @@ def test_bad_settings_are_refused_before_any_model(make: Any, message: str) -> N
 
 @pytest.mark.parametrize(
     ("loss", "convention"),
-    [("hidden_mse", "tinybert"), ("patient", "pkd"), ("gram", "mean"), ("nst", "textbrewer")],
+    [("hidden_mse", "tinybert"), ("patient", "pkd"), ("fsp", "published"), ("gram", "mean"), ("nst", "textbrewer")],
 )
 def test_published_conventions_reach_the_loss(loss: str, convention: str) -> None:
     objective = bound(Feature(loss, convention=convention))
@@ -277,7 +307,7 @@ def test_published_conventions_reach_the_loss(loss: str, convention: str) -> Non
 def test_identical_models_have_nothing_to_learn(loss: str) -> None:
     student = outputs(Side(), 0)
     assert float(bound(Feature(loss, embeddings=True), Side(), Side())(student, student, batch())) == 0.0
-    if loss not in ("gram", "nst"):
+    if loss not in TOKENS_ONLY:
         assert float(bound(Feature(loss, level="sentence"), Side(), Side())(student, student, batch())) == 0.0
     assert float(bound(Semantic(), Side(), Side())(student, student, batch())) == pytest.approx(0.0, abs=1e-12)
 
@@ -287,14 +317,15 @@ def test_gradient_reaches_mapped_states_and_projections_alone(loss: str) -> None
     student, teacher = (
         side._replace(hidden=tuple(h.clone().requires_grad_() for h in side.hidden)) for side in sides()
     )
-    objective = bound(Feature(loss, layers="final", projection="linear"))
+    layers = [[1, 2], [2, 4]] if loss == "fsp" else "final"
+    objective = bound(Feature(loss, layers=layers, projection="linear"))
     objective(student, teacher, batch()).backward()
     assert all(h.grad is None for h in teacher.hidden)
-    assert [h.grad is not None for h in student.hidden] == [False, False, True]
+    assert [h.grad is not None for h in student.hidden] == [False, loss == "fsp", True]
     reached = student.hidden[2].grad.abs().sum(2) > 0
     assert torch.equal(reached, MASK & (torch.arange(5) < 1) if loss == "patient" else MASK)
-    (project,) = objective.states.projections
-    assert project.weight.grad.any() and project.bias.grad.any()
+    for project in objective.states.projections:
+        assert project.weight.grad.any() and project.bias.grad.any()
 
 
 @pytest.mark.parametrize("level", ["tokens", "sentence"])

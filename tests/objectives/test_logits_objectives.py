@@ -34,6 +34,28 @@ def test_label_by_hand() -> None:
     assert float(one) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_class_weights_are_torchs(smoothing: float) -> None:
+    weights, label = torch.tensor([0.5, 1.0, 4.0]), [2, UNLABELLED, 0, 1]
+    term, student, rows = Label(smoothing), logits(), batch(label)
+    term.class_weights = weights
+    kept = [0, 2, 3]
+    reference = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
+    value = term(Outputs(student), None, rows)
+    assert torch.allclose(value, reference(student[kept], rows.label[kept]))
+    assert float(term.denominator(rows)) == 5.5
+    if not smoothing:
+        by_row = -student.log_softmax(1)[kept, [2, 0, 1]]
+        assert torch.allclose(value, (by_row * weights[[2, 0, 1]]).sum() / 5.5)
+    # values of two batches, weighed by what they are means over, give the value of both
+    halves = [batch(label[:2]), batch(label[2:])]
+    values = [term(Outputs(each), None, half) for each, half in zip(student.split(2), halves, strict=True)]
+    over = [term.denominator(half) for half in halves]
+    if not smoothing:
+        assert torch.allclose((values[0] * over[0] + values[1] * over[1]) / (over[0] + over[1]), value)
+    assert not term.state_dict()  # a setting, and no part of a checkpoint
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_rows_without_a_label_do_not_count(smoothing: float) -> None:
     student = logits()

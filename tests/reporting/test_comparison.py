@@ -14,8 +14,9 @@ import pytest
 from kdresearch.errors import UserError
 from kdresearch.evaluation.statistics import holm, paired_permutation, two_way_bootstrap
 from kdresearch.reporting import table
-from kdresearch.reporting.comparison import Comparison, Row, compare
+from kdresearch.reporting.comparison import Comparison, compare
 from kdresearch.reporting.records import find
+from kdresearch.reporting.rows import Row
 
 Make = Callable[..., Path]
 
@@ -177,16 +178,22 @@ def test_a_name_says_what_differs_and_nothing_else(record: Make, tmp_path: Path)
 
 def test_a_path_is_named_by_its_end_where_that_tells_it_apart(record: Make, tmp_path: Path) -> None:
     chain = "strategy.assistants=[['student=bilstm','student.tokenizer.path=/far/away/encoder'],['student=textcnn']]"
-    paths = ["teacher.path=/runs/one/", "teacher.path=/runs/two", "start.path=/a/same", "student.path=/b/same", chain]
+    paths = [
+        "teacher.path=/runs/one/",
+        "teacher.path=/runs/two",
+        "optimizer.path=/a/same",
+        "student.path=/b/same",
+        chain,
+    ]
     for path in paths:
         record(strategy="soft_label", teacher="minilm", overrides=[path])
     (comparison,) = tables(tmp_path)
     assert {row.variant for row in comparison.rows if row.kind != "teacher"} == {
-        "soft_label · path=one/",
-        "soft_label · path=two",
-        "soft_label · start.path=/a/same",
-        "soft_label · student.path=/b/same",
-        "soft_label · assistants=[['student=bilstm','student.tokenizer.path=encoder'],['student=textcnn']]",
+        "soft_label · from minilm · path=one/",
+        "soft_label · from minilm · path=two",
+        "soft_label · from minilm · optimizer.path=same",
+        "soft_label · from minilm · student.path=same",
+        "soft_label · from minilm · assistants=[['student=bilstm','student.tokenizer.path=encoder'],['stud…",
     }
 
 
@@ -216,7 +223,7 @@ def test_a_student_built_otherwise_is_no_control(record: Make, tmp_path: Path) -
     (comparison,) = tables(tmp_path)
     compared = {row.method for row in comparison.rows if row.change is not None}
     assert compared == {"bilstm · soft · hidden_dim=32 · epochs=2"}  # trained otherwise, and that is said
-    assert any("more than the teacher: student.training.epochs=2" in note for note in comparison.footnotes)
+    assert any("no equal control is there: epochs=2 (control none)" in note for note in comparison.footnotes)
 
 
 def test_a_student_of_another_number_of_labels_is_no_control(record: Make, tmp_path: Path) -> None:
@@ -267,8 +274,9 @@ def test_missing_controls_come_with_the_command_that_adds_them(record: Make, tmp
 
 def test_a_whole_table_has_no_footnote_but_that_of_its_single_seed(study: Path) -> None:
     (comparison,) = tables(study)
-    assert len(comparison.footnotes) == 1
-    assert comparison.footnotes[0].startswith("ngram · floor: one seed")
+    assert len(comparison.footnotes) == 2
+    assert "recorded without their settings" in comparison.footnotes[0]  # as these fixtures are
+    assert comparison.footnotes[1].startswith("ngram · floor: one seed")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +286,7 @@ def test_a_whole_table_has_no_footnote_but_that_of_its_single_seed(study: Path) 
         ({"git": {"commit": "abc", "dirty": True}}, "1 of 2 runs come from a working tree with uncommitted changes"),
         ({"hardware": {"device": "cuda"}}, "different hardware"),
         ({"versions": {"torch": "3.0"}}, "different versions"),
-        ({"overrides": ["optimizer.lr=0.1"]}, "more than the teacher: optimizer.lr=0.1"),
+        ({"overrides": ["optimizer.lr=0.1"]}, "no equal control is there: learning_rate=0.1 (control none)"),
     ],
 )
 def test_what_makes_a_comparison_uneven_is_said(record: Make, tmp_path: Path, options: dict, words: str) -> None:
@@ -343,8 +351,8 @@ def test_teachers_of_one_option_are_told_apart_by_their_own_names(record: Make, 
     }  # fmt: skip
     for method, teacher in (("logit_mse", "encoder"), ("self", "bilstm generation 1")):
         alone, taught = rows["bilstm · alone"].mean, rows[f"{teacher} · teacher"].mean
-        gap = (rows[f"bilstm · {method}"].mean - alone) / (taught - alone)
-        assert rows[f"bilstm · {method}"].gap == pytest.approx(gap)
+        row = rows[f"bilstm · {method} · from {teacher}"]
+        assert row.gap == pytest.approx((row.mean - alone) / (taught - alone))
 
 
 def test_teachers_of_one_option_keep_their_settings(record: Make, tmp_path: Path) -> None:

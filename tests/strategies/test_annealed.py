@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -18,6 +20,7 @@ from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramLinear
 from kdresearch.package import Package
 from kdresearch.strategies.annealed import AnnealedDistiller
+from kdresearch.strategies.schedules import linear
 from kdresearch.structures import LOGITS, Batch, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
@@ -59,7 +62,7 @@ class Watch(pl.Callback):
         self.logits = module.student(rows.student, LOGITS).logits.detach()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, rows: Batch, number: int) -> None:
-        self.seen.append((self.logits, outputs["loss"], float(trainer.callback_metrics["temperature"])))
+        self.seen.append((self.logits, outputs["loss"], module.settings["temperature"]))
 
 
 def fit(module: AnnealedDistiller, folder: Path, rows: Batch, updates: int = 10, **settings: Any) -> Watch:
@@ -126,6 +129,72 @@ def test_accumulated_batches_share_a_temperature(tmp_path: Path) -> None:
     assert [temperature for *_, temperature in seen] == [2, 2, 1, 1, 1, 1, 1, 1]
 
 
+class Phases(pl.Callback):
+    """The student at every epoch's end with its score, and before every update with its rate and its moments."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.epochs: list[tuple[float, Tensor]] = []
+        self.updates: list[tuple[Tensor, float, int]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.epochs.append((float(trainer.callback_metrics[self.monitor]), module.student.weight.weight.clone()))
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        weight = module.student.weight.weight.detach().clone()
+        self.updates.append((weight, optimizer.param_groups[0]["lr"], len(optimizer.state)))
+
+
+def in_epochs(
+    module: AnnealedDistiller, folder: Path, monitor: str = "val/nll", resume: Path | None = None, **settings: Any
+) -> Phases:
+    """Five epochs of four updates, of which ``share=0.7`` gives the first phase four (3.5, rounded)."""
+    watch = Phases(monitor)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        default_root_dir=folder, callbacks=[watch, *settings.pop("callbacks", [])],
+        **{"max_epochs": 5, "enable_checkpointing": False} | settings,
+    )  # fmt: skip
+    train, held = (DataLoader([each] * 4, batch_size=None) for each in (batch(), batch((0, 1, 2, 1, 0))))
+    trainer.fit(module, train, held, ckpt_path=resume)
+    return watch
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", min), ("max", max)])
+def test_the_labels_go_on_from_the_first_phases_best_epoch(mode: str, best: Any, tmp_path: Path) -> None:
+    """As in algorithm 1: not from its last, with other moments and a schedule of their own."""
+    module = distiller(
+        optimizer=lambda groups: torch.optim.Adam(groups, lr=0.1), scheduler=partial(linear, warmup=0),
+        monitor="val/nll", mode=mode, label_learning_rate=0.5,
+    )  # fmt: skip
+    watch = in_epochs(module, tmp_path)
+    first = watch.epochs[:4]
+    score, kept = best(first, key=lambda each: each[0])
+    assert score != first[-1][0] or mode == "max"
+    assert torch.equal(watch.updates[16][0], kept)
+    parameters = len(list(module.student.parameters()))
+    assert [moments for *_, moments in watch.updates] == [0, *[parameters] * 15, 0, *[parameters] * 3]
+    rates = [0.1 * left / 16 for left in range(16, 0, -1)] + [0.05 * left / 4 for left in (4, 3, 2, 1)]
+    assert [rate for _, rate, _ in watch.updates] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("step", [6, 16, 17])
+def test_a_run_that_is_continued_knows_the_best_epoch(step: int, tmp_path: Path) -> None:
+    make = partial(distiller, optimizer=lambda groups: torch.optim.Adam(groups, lr=0.1), monitor="val/nll", mode="min")
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, other = make(), make()
+    in_epochs(whole, tmp_path, callbacks=[keep], enable_checkpointing=True)
+    torch.nn.init.normal_(other.student.weight.weight)
+    in_epochs(other, tmp_path, resume=tmp_path / f"step={step}.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_an_unknown_metric_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"strategy\.monitor: 'val/acc' \(did you mean 'val/accuracy'\?\)"):
+        in_epochs(distiller(monitor="val/acc"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -134,6 +203,12 @@ def test_accumulated_batches_share_a_temperature(tmp_path: Path) -> None:
         ({"max_temperature": 2.5}, r"max_temperature .* whole number .* not 2\.5"),
         ({"share": 0}, r"share .* not 0"),
         ({"share": 1.5}, r"share .* not 1\.5"),
+        ({"mode": "best"}, r"strategy\.mode: 'best'; one of: max, min"),
+        ({"label_learning_rate": 0}, r"label_learning_rate must be positive, not 0"),
+        (
+            {"label_learning_rate": 2, "share": 1, "labels": "throughout"},
+            r"share=1 leaves no second phase for strategy\.label_learning_rate",
+        ),
         ({"labels": "befor"}, r"labels: 'befor'.*one of: after, throughout"),
         ({"weights": {"label": 1, "annealed": 0}}, r"weights\.annealed is 0.*strategy=supervised"),
         ({"weights": {"label": 0, "annealed": 1}}, r"share=0\.7 leaves the rest to labels"),

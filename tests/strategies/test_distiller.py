@@ -143,19 +143,16 @@ def test_the_student_is_trained_in_train_mode(data: TextDataModule) -> None:
     assert not torch.equal(module(batch), module(batch))
 
 
-def test_loss_is_the_weighted_sum_of_the_terms(data: TextDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_is_the_weighted_sum_of_the_terms(data: TextDataModule) -> None:
     module = distiller(data, weights={"label": 0.7, "soft_label": 1.3, "projected": 0.25})
-    logged: dict[str, Tensor] = {}
-    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     (batch, *_) = batches(data)
     loss = module.training_step(batch, 0)
     terms = module.terms(batch)
     expected = 0.7 * terms["label"] + 1.3 * terms["soft_label"] + 0.25 * terms["projected"]
     assert torch.allclose(loss, expected)
-    assert set(logged) == {"train/label", "train/soft_label", "train/projected", "train/loss"}
-    assert torch.equal(logged["train/soft_label"], terms["soft_label"])  # unweighted
-    assert not any(value.requires_grad for value in logged.values())
+    logged = module.since_row.compute()
+    assert logged == pytest.approx({name: float(value) for name, value in terms.items()} | {"loss": float(loss)})
+    assert not any(sums.requires_grad for sums, _ in module.since_row.sums.values())
 
 
 @pytest.mark.parametrize(
@@ -185,6 +182,19 @@ def test_a_weight_of_zero_leaves_the_term_out_and_then_needs_no_teacher(data: Te
     # a teacher that is given and of no use is not kept
     assert distiller(data, weights={"label": 1, "soft_label": 0, "projected": 0}).teacher is None
     assert distiller(data, weights={"label": 0, "soft_label": 1, "projected": 0}).learns_from_unlabelled
+
+
+def test_class_weights_reach_the_labels_alone(data: TextDataModule) -> None:
+    plain, weighted = distiller(data), distiller(data, class_weights=[1.0, 9.0])
+    (batch, *_) = batches(data)
+    before, after = plain.terms(batch), weighted.terms(batch)
+    labelled = batch.label >= 0
+    expected = nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))(plain(batch)[labelled], batch.label[labelled])
+    assert torch.allclose(after["label"], expected) and not torch.allclose(after["label"], before["label"])
+    assert torch.equal(after["soft_label"], before["soft_label"])
+    assert weighted.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(UserError, match=r"class_weights: none of soft_label is the cross-entropy with gold labels"):
+        distiller(data, weights={"label": 0, "soft_label": 1, "projected": 0}, class_weights=[1.0, 9.0])
 
 
 def test_only_what_is_needed_is_asked_for(data: TextDataModule) -> None:
@@ -504,7 +514,7 @@ def test_telemetry_is_logged_when_asked_and_changes_nothing(data: TextDataModule
         fit(module, data, folder, max_steps=8, max_epochs=-1, **logged(folder, 50))
         states[every] = module.state_dict()
     assert all(torch.equal(value, states[3][name]) for name, value in states[None].items())
-    assert not (tmp_path / "None" / "metrics.csv").exists()
+    assert "telemetry" not in (tmp_path / "None" / "metrics.csv").read_text()
     kinds = ("grad_norm/label", "share/soft_label", "cosine/label/projected")
     columns = [rows_of(tmp_path / "3", f"telemetry/{kind}") for kind in kinds]
     assert [list(column) for column in columns] == [[0, 3, 6]] * 3  # whatever log_every_n_steps says

@@ -37,7 +37,7 @@ def test_without_its_own_term_unlabelled_rows_teach_nothing(distiller: Make) -> 
     assert not GenerativeDistiller.needs_teacher({"weights": {"label": 1.0, "soft_label": 0.0, "generative": 0.0}})
 
 
-@pytest.mark.parametrize("setting", [{"temperature": -1.0}, {"label_smoothing": 2.0}])
+@pytest.mark.parametrize("setting", [{"temperature": -1.0}, {"label_smoothing": 2.0}, {"labelled_share": 1.0}])
 def test_bad_settings_are_refused(setting: dict[str, object], distiller: Make) -> None:
-    with pytest.raises(ValueError, match=next(iter(setting)).replace("_", " ")):
+    with pytest.raises(ValueError, match=next(iter(setting)).replace("_", ".")):
         distiller(GenerativeDistiller, **({"weights": WEIGHTS} | setting))

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional as F
 
 from kdresearch import losses
+from kdresearch.apps.config import build
+from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramBag
 from kdresearch.strategies.correlation import CorrelationDistiller
@@ -63,6 +66,19 @@ def test_the_loss_is_the_weighted_sum(strategy: Any, name: str, settings: dict[s
     assert own > 1e-3
     total = sum(module.weights[key] * value for key, value in terms.items())
     assert total.item() == pytest.approx(0.7 * label.item() + 1.3 * own.item(), abs=1e-5)
+
+
+def test_decoupled_is_warmed_up_beside_whole_labels() -> None:
+    """1·CE + warm-up · DKD over a twelfth, as Zhao et al. 2022."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        node = compose("train", ["strategy=decoupled", "teacher=none"]).strategy
+    student = NgramBag(20, 4, embedding_dim=8, dropout=0.0)
+    module = build(node, "strategy", student=student, classes=tuple("abcd"), teacher=Said())
+    assert module.weights == {"label": 1.0, "decoupled": 1.0}
+    schedule = module.schedules["decoupled"]
+    assert [schedule.factor(step, 240) for step in (0, 10, 20, 240)] == pytest.approx([0, 0.5, 1, 1], abs=1e-3)
+    settings = module.objectives["decoupled"].settings
+    assert settings == {"temperature": 4.0, "target_weight": 1.0, "nontarget_weight": 1.0}
 
 
 @pytest.mark.parametrize("strategy", [DecoupledDistiller, CorrelationDistiller, StandardisedDistiller])

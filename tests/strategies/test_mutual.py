@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from kdresearch.models.ngram import NgramBag, NgramLinear
 from kdresearch.models.textcnn import TextCNN
 from kdresearch.models.transformer import Transformer
 from kdresearch.strategies.mutual import MutualDistiller
+from kdresearch.strategies.schedules import linear
 from kdresearch.structures import LOGITS, Batch, Tokens
 
 CLASSES = ("a", "b", "c")
@@ -73,6 +75,84 @@ def test_three_networks_by_hand(temperature: float) -> None:
         torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         assert torch.allclose(own, other, atol=1e-7)
+
+
+def test_in_turn_each_learns_from_what_the_others_say_after_their_steps(tmp_path: Path) -> None:
+    """Algorithm 1 of the paper on four batches, the student the last of three; by default all step at a time."""
+    sgd = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.5)}
+    module = distiller(bilstm, textcnn, convention="published", **sgd)
+    twin = deepcopy(module)
+    networks = {"peers.0": twin.peers[0], "peers.1": twin.peers[1], "student": twin.student}
+    rows = batch()
+    for _ in range(4):
+        for network in networks.values():
+            own = network(rows.student, LOGITS).logits
+            others = [each(rows.student, LOGITS).logits.detach() for each in networks.values() if each is not network]
+            kl = [(p.softmax(1) * (p.softmax(1) / own.softmax(1)).log()).sum() / 5 for p in others]
+            loss = 0.4 * cross_entropy(own[[0, 1, 3]], rows.label[[0, 1, 3]]) + 1.5 * (kl[0] + kl[1]) / 2
+            for value, gradient in zip(
+                network.parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True
+            ):
+                value.data -= 0.5 * gradient
+    assert fit(module, tmp_path).global_step == 4
+    for where, network in networks.items():
+        for name, value in network.named_parameters():
+            assert torch.allclose(module.get_parameter(f"{where}.{name}"), value, atol=1e-5), (where, name)
+    together = distiller(bilstm, textcnn, **sgd)
+    fit(together, tmp_path)
+    assert not torch.allclose(together.student.classifier.weight, module.student.classifier.weight, atol=1e-5)
+
+
+def test_in_turn_accumulated_batches_share_a_step(tmp_path: Path) -> None:
+    module = distiller(bilstm, convention="published")
+    before = deepcopy(module)
+    assert fit(module, tmp_path, accumulate_grad_batches=3).global_step == 2  # the last batch is one of its own
+    assert not torch.equal(module.peers[0].classifier.weight, before.peers[0].classifier.weight)
+
+
+@pytest.mark.parametrize("convention", ["house", "published"])
+def test_each_network_is_clipped_by_itself(convention: str, tmp_path: Path) -> None:
+    module = distiller(bilstm, convention=convention, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    before = deepcopy(module)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1,
+        enable_model_summary=False, default_root_dir=tmp_path, gradient_clip_val=0.01, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([batch()], batch_size=None))
+    for own, start in zip(module.networks, before.networks, strict=True):
+        steps = [
+            (after - value).flatten() / 0.1 for after, value in zip(own.parameters(), start.parameters(), strict=True)
+        ]
+        assert float(torch.cat(steps).norm().detach()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_schedule_is_each_optimizers_in_turn(tmp_path: Path) -> None:
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    rates: list[list[float]] = []
+    module = distiller(
+        bilstm,
+        convention="published",
+        scheduler=partial(linear, warmup=0),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+    fit(module, tmp_path, callbacks=[Watch()])
+    assert rates == [pytest.approx([0.1 * left / 4] * 2) for left in (4, 3, 2, 1)]
+
+
+@pytest.mark.parametrize("weighting", ["nb", "none"])
+def test_networks_that_start_as_one_are_refused(weighting: str) -> None:
+    """Linear n-grams start at zero: twins of them stay twins, and the divergence between them is 0 for ever."""
+    ngrams = partial(NgramLinear, weighting=weighting)
+    given: dict[str, Any] = {"classes": CLASSES, "weights": WEIGHTS}
+    with pytest.raises(UserError, match=r"mutual is dead: the student and peer 1 are the same NgramLinear"):
+        MutualDistiller(ngrams(30, 3), peers=[ngrams], **given)
+    with pytest.raises(UserError, match=r"peer 1 and peer 2 are the same NgramLinear"):
+        distiller(ngrams, ngrams)
+    other = MutualDistiller(ngrams(30, 3), peers=[NgramBag, partial(ngrams, smoothing=2.0)], **given)
+    assert len(other.networks) == 3
 
 
 def test_equals_have_nothing_to_tell_and_stay_equal(tmp_path: Path) -> None:
@@ -161,6 +241,7 @@ def test_the_default_peer_is_of_the_students_kind_and_no_teacher_is_asked_for() 
     ("peers", "settings", "message"),
     [
         ([], {}, r"strategy\.peers"),
+        ([bilstm], {"convention": "paper"}, r"strategy\.convention: 'paper'; one of: house, published"),
         ([bilstm], {"weights": {"label": 1, "mutual": 0}}, r"strategy=supervised"),
         ([bilstm], {"temperature": -1.0}, r"temperature"),
         ([bilstm], {"weights": {"label": 1, "soft_label": 1}}, r"MutualDistiller has no objective 'soft_label'"),

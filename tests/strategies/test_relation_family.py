@@ -66,9 +66,18 @@ STRATEGIES: list[tuple[type[Distiller], dict[str, Any]]] = [
     (RelationDistiller, {"weights": RELATION}),
     (ContrastiveDistiller, {"queue": 8, "weights": {"label": 0.5, "soft_label": 0.5, "contrastive": 0.1}}),
     (GradientDistiller, {"weights": {"label": 0.5, "soft_label": 0.5, "gradient": 1.0}}),
+    (
+        ContrastiveDistiller,
+        {
+            "convention": "published",
+            "memory": 13,
+            "sampled": 5,
+            "weights": {"label": 1.0, "soft_label": 1.0, "contrastive": 0.8},
+        },
+    ),
 ]
 strategies = pytest.mark.parametrize(
-    ("strategy", "settings"), STRATEGIES, ids=[each[0].__name__ for each in STRATEGIES]
+    ("strategy", "settings"), STRATEGIES, ids=["relation", "contrastive", "gradient", "crd"]
 )
 
 
@@ -157,7 +166,13 @@ def test_the_contrast_is_the_loss_and_its_projection_is_trained_and_saved() -> N
     asked = frozenset({"logits", "pooled"})
     own, other = student(rows.student, asked), module.teacher(rows, asked)
     projected = module.objectives["contrastive"].projection(own.pooled)
-    torch.testing.assert_close(terms["contrastive"], losses.contrastive(projected, other.pooled, temperature=0.3))
+    label = rows.label
+    apart = (label[:, None] != label) | (label[:, None] == UNLABELLED)
+    both = [
+        losses.contrastive(projected, other.pooled, temperature=0.3, anchor=anchor, batch_mask=apart)
+        for anchor in ("student", "teacher")
+    ]
+    torch.testing.assert_close(terms["contrastive"], sum(both) / 2)
     torch.testing.assert_close(terms["soft_label"], losses.soft_label(own.logits, other.logits, temperature=3.0))
     trained = {id(each) for group in module.parameter_groups() for each in group["params"]}
     assert id(module.objectives["contrastive"].projection.weight) in trained
@@ -204,6 +219,13 @@ def test_validation_leaves_the_queue_alone() -> None:
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": 0, "batch_size": 1}, "contrastive .* at least 2"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": -2}, "queue .* at least 0, not -2"),
         (ContrastiveDistiller, STRATEGIES[1][1] | {"queue": 0, "in_batch": False}, "leaves no negatives"),
+        (RelationDistiller, {"weights": RELATION | {"rkd_angle": 0, "rkd_distance": 0, "pkt": 0},
+                             "convention": "published"}, "convention=published has no effect: similarity_preserving"),
+        (ContrastiveDistiller, STRATEGIES[1][1] | {"convention": "ours"}, "convention: 'ours'"),
+        (ContrastiveDistiller, STRATEGIES[1][1] | {"memory": 9}, "memory=9 has no effect: convention=house"),
+        (ContrastiveDistiller, STRATEGIES[1][1] | {"momentum": 0.9}, "momentum=0.9 has no effect"),
+        (ContrastiveDistiller, STRATEGIES[3][1] | {"queue": 9}, "queue=9 has no effect: convention=published"),
+        (ContrastiveDistiller, STRATEGIES[3][1] | {"memory": None}, "every training row: give memory"),
         (GradientDistiller, STRATEGIES[2][1] | {"distance": "cosine"},
          r"gradient, .* distance=cosine .* \(TextCNN\) are 5 wide and the teacher's 4: use distance=norm"),
         (GradientDistiller, STRATEGIES[2][1] | {"teacher": teacher(NgramBag(VOCABULARY, 3))},

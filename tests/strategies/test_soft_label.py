@@ -36,7 +36,9 @@ def test_the_teacher_itself_has_nothing_to_learn(rows: Batch, distiller: Make) -
     assert float(value.detach()) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("setting", [{"temperature": -1.0}, {"divergence": "both"}, {"convention": "x"}, {"beta": 2}])
+@pytest.mark.parametrize(
+    "setting", [{"temperature": -1.0}, {"divergence": "both"}, {"convention": "x"}, {"beta": 2}, {"beta": 0.1}]
+)
 def test_bad_settings_are_refused(setting: dict[str, object], distiller: Make) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         distiller(SoftLabelDistiller, weights={"label": 1, "soft_label": 1}, **setting)

@@ -152,7 +152,8 @@ def test_frozen_parameters_keep_every_bit_and_thaw(optimizer: str, tmp_path: Pat
         {"share": 0.2, "weights": SCORES, "train": ["embedding.*", "classifier.bias"]},
         {"share": 0.2, "weights": {"feature": 1.0, "label": 1.0}},
     ]
-    module = distiller(stages, optimizer=lambda groups: made([{**group, "weight_decay": 0.5} for group in groups]))
+    optimizer = {"optimizer": lambda groups: made([{**group, "weight_decay": 0.5} for group in groups])}
+    module = distiller(stages, fresh_optimizer=False, **optimizer)
     watch = fit(module, tmp_path)
     names = {name for name, _ in module.student.named_parameters()}
     head = {"classifier.weight", "classifier.bias"}
@@ -164,6 +165,22 @@ def test_frozen_parameters_keep_every_bit_and_thaw(optimizer: str, tmp_path: Pat
         assert watch.moved(2 * stage, 2 * stage + 1) == expected, stage
     assert watch.moved(8, 9) == own[0] | {name for name in watch.states[0] if name.startswith("objectives.feature")}
     assert all(value.requires_grad for value in module.parameters())
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_stage_is_a_training_of_its_own(fresh: bool, tmp_path: Path) -> None:
+    """Adam's moments of the first stage would move the second: only without them is it what a run of its own does."""
+    stages = [{"share": 0.5, "weights": {"soft_label": 1}}, {"share": 0.5, "weights": {"label": 1}}]
+    made = {"optimizer": lambda groups: torch.optim.Adam(groups, lr=0.05), "scheduler": partial(linear, warmup=0.5)}
+    module = distiller(stages, fresh_optimizer=fresh, **made)
+    watch = fit(module, tmp_path, 8)
+    alone = distiller([{"share": 1.0, "weights": {"label": 1}}], teacher=None, **made)
+    alone.load_state_dict({name: value for name, value in watch.states[4].items() if "objectives" not in name})
+    fit(alone, tmp_path, 4)
+    equal = [
+        torch.allclose(value, alone.student.state_dict()[name]) for name, value in module.student.state_dict().items()
+    ]
+    assert all(equal) if fresh else not any(equal)
 
 
 def test_last_layers_of_a_transformer() -> None:

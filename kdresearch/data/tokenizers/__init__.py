@@ -12,6 +12,7 @@ from kdresearch.data.tokenizers.ngram import NgramTokenizer
 from kdresearch.data.tokenizers.pretrained import PretrainedTokenizer
 from kdresearch.data.tokenizers.protocol import TextTokenizer, WordwiseTokenizer, gives_words
 from kdresearch.data.tokenizers.rows import NO_WORD, TRUNCATIONS, UNKNOWN, WORDS, Encoded, EncodedWords, cut, words_of
+from kdresearch.data.tokenizers.subword import SubwordTokenizer
 from kdresearch.data.tokenizers.torchtext import TorchtextTokenizer
 from kdresearch.data.tokenizers.word import WordTokenizer
 
@@ -24,6 +25,7 @@ __all__ = [
     "EncodedWords",
     "NgramTokenizer",
     "PretrainedTokenizer",
+    "SubwordTokenizer",
     "TextTokenizer",
     "TorchtextTokenizer",
     "WordTokenizer",

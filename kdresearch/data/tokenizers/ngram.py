@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,20 @@ from kdresearch.data.tokenizers.rows import UNKNOWN, Encoded, check_lengths, cut
 from kdresearch.data.tokenizers.word import load_words, train_words, word_level
 from kdresearch.errors import UserError
 
+_CHARACTERS = np.uint64(0x6368617261637465)  # what names of character n-grams begin with, so that no word has the same
+
 
 class NgramTokenizer:
     """The set of a text's word n-grams: ids of 1 to ``orders`` words in a row, each once, in no order.
 
     Exact n-grams keep the ``size`` that occur in most training rows; ``hashed`` ones fold every n-gram of known
-    words into ``size`` buckets (Weinberger et al. 2009).
+    words into ``size`` buckets (Weinberger et al. 2009). With ``characters``, the character n-grams within words are
+    features, too, in the same vocabulary: those of each stretch between white space with a space on either side, and
+    the whole of a stretch that is shorter than the shortest (scikit-learn's ``char_wb``).
 
     Args:
-        orders: the longest n-gram.
+        orders: the longest n-gram of words.
+        characters: the shortest and the longest n-gram of characters; None takes none.
         size: features, the padding id 0 not included.
         min_count: training rows below which an exact n-gram is dropped.
         max_length: words of the text that are read; None reads all.
@@ -39,10 +44,13 @@ class NgramTokenizer:
         lowercase: bool = True,
         max_length: int | None = None,
         truncation: str = "head_tail",
+        characters: Sequence[int] | None = None,
     ) -> None:
         check_lengths(max_length, truncation)
         if orders < 1:
             raise UserError(f"orders must be at least 1, not {orders}")
+        if characters is not None:
+            _check_characters(characters)
         self.settings: dict[str, Any] = {
             "orders": orders,
             "size": size,
@@ -52,19 +60,24 @@ class NgramTokenizer:
             "max_length": max_length,
             "truncation": truncation,
         }
+        if characters is not None:  # what came later and is off makes no other tokenizer
+            self.settings["characters"] = list(characters)
+        self.characters = characters
         self.orders, self.buckets, self.hashed = orders, size, hashed
         self.max_length, self.truncation = max_length, truncation
         self.words = word_level(lowercase)
         self.keys = np.empty(0, np.uint64)  # sorted 64-bit names of the exact n-grams
+        self.lengths: np.ndarray | None = None  # [size] words of each feature: see ``fit``
 
     @property
     def size(self) -> int:
         return 1 + (self.buckets if self.hashed else len(self.keys))
 
     def key(self) -> dict[str, Any]:
-        return {"tokenizer": "ngram", **self.settings}
+        return {"tokenizer": "ngram", "format": 2, **self.settings}
 
     def fit(self, texts: Iterable[list[str]]) -> None:
+        """Learn the vocabulary; ``lengths`` then says how many words an exact feature has, 0 if it has characters."""
         held: list[list[str]] = []
 
         def remember() -> Iterator[list[str]]:
@@ -87,6 +100,11 @@ class NgramTokenizer:
         keys, counts = keys[kept], counts[kept]
         most = np.lexsort((keys, -counts))[: self.buckets]
         self.keys = np.sort(keys[most])
+        self.lengths = np.zeros(self.size, np.int8)
+        for chunk in held:
+            for order, (names, _) in enumerate(self._ngrams(*self._read(chunk)), 1):
+                self.lengths[self._features(names)] = order
+        self.lengths[0] = 0
 
     def encode(self, texts: list[str]) -> Encoded:
         names, rows = self._names(texts)
@@ -97,7 +115,7 @@ class NgramTokenizer:
         return ids.astype(np.int32), np.bincount(rows, minlength=len(texts))
 
     def members(self, texts: Iterable[list[str]]) -> np.ndarray:
-        """The words that each feature consists of, found again in the texts that it was fitted on.
+        """The words that each feature of words consists of, found again in the texts that it was fitted on.
 
         Returns:
             ids of ``words`` [size, orders] int32, 0 from where an n-gram ends; all 0 where no text holds the feature.
@@ -130,23 +148,40 @@ class NgramTokenizer:
 
     def _ngrams(self, ids: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """From order 1 on: the 64-bit names of the n-grams of known words, and where in ``ids`` each starts."""
-        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(ids))  # tokens from here to the row's end
-        word, known = ids.astype(np.uint64), ids != UNKNOWN
-        name, whole = np.zeros(len(ids), np.uint64), np.ones(len(ids), bool)
-        for order in range(1, self.orders + 1):
-            # Of the n-gram that starts at each position: its name, and whether all its words are known.
-            name, whole = _mix(name[: len(word)] + word), whole[: len(word)] & known
-            starts = np.flatnonzero(whole & (left[: len(word)] >= order))
-            yield name[starts], starts
-            word, known = word[1:], known[1:]
-            if not len(word):
-                break
+        yield from _runs(ids.astype(np.uint64), ids != UNKNOWN, _left(lengths), self.orders, np.uint64(0))
+
+    def _character_ngrams(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The names of the n-grams of characters, and the row of each."""
+        assert self.characters is not None
+        shortest, longest = self.characters
+        symbols, lengths, row = self._read_characters(texts)
+        left, begins = _left(lengths), np.zeros(len(symbols), bool)
+        begins[np.cumsum(lengths) - lengths] = True
+        runs = _runs(symbols, np.ones(len(symbols), bool), left, longest, _CHARACTERS)
+        for order, (names, starts) in enumerate(runs, 1):
+            if order < shortest:
+                whole = begins[starts] & (left[starts] == order)
+                names, starts = names[whole], starts[whole]
+            yield names, row[starts]
+
+    def _read_characters(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Code points of all words between spaces, flat; the length of each word; the row of each code point."""
+        words = [self.words.normalizer.normalize_str(text).split() for text in texts]
+        counts = np.fromiter(map(len, words), np.int64, len(words))
+        every = [f" {word} " for row in words for word in row]
+        kept, counts = cut(np.arange(len(every)), counts, self.max_length, self.truncation)
+        every = [every[place] for place in kept]
+        lengths = np.fromiter(map(len, every), np.int64, len(every))
+        symbols = np.frombuffer("".join(every).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+        return symbols, lengths, np.repeat(np.repeat(np.arange(len(texts)), counts), lengths)
 
     def _names(self, texts: list[str]) -> Encoded:
-        """64-bit names of the distinct n-grams of known words of each text, and the row of each."""
+        """64-bit names of the distinct n-grams of known words (and of characters) of each text, and the row of each."""
         ids, lengths = self._read(texts)
         row = np.repeat(np.arange(len(texts)), lengths)
         ngrams = [(names, row[starts]) for names, starts in self._ngrams(ids, lengths)]
+        if self.characters is not None:
+            ngrams += self._character_ngrams(texts)
         all_names, all_rows = (np.concatenate(side) for side in zip(*ngrams, strict=True))
         order = np.lexsort((all_names, all_rows))
         all_names, all_rows = all_names[order], all_rows[order]
@@ -157,10 +192,43 @@ class NgramTokenizer:
     def save(self, folder: Path) -> None:
         self.words.save(str(folder / "words.json"))
         np.save(folder / "ngrams.npy", self.keys)
+        if self.lengths is not None:
+            np.save(folder / "lengths.npy", self.lengths)
 
     def load(self, folder: Path) -> None:
         self.words = load_words(folder)
         self.keys = np.load(folder / "ngrams.npy")
+        known = folder / "lengths.npy"
+        self.lengths = np.load(known) if known.exists() else None
+
+
+def _check_characters(characters: Sequence[int]) -> None:
+    lengths = list(characters) if isinstance(characters, Sequence) and not isinstance(characters, str) else []
+    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in lengths)
+    if len(lengths) != 2 or not whole or not 1 <= lengths[0] <= lengths[1]:
+        raise UserError(
+            f"characters: the shortest and the longest n-gram, e.g. [3, 5], or null for none, not {characters!r}"
+        )
+
+
+def _left(lengths: np.ndarray) -> np.ndarray:
+    """How many symbols there are from each one to its sequence's end, itself included."""
+    return np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
+
+
+def _runs(
+    symbols: np.ndarray, known: np.ndarray, left: np.ndarray, longest: int, seed: np.uint64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """From order 1 on: the 64-bit names of the runs of known symbols within a sequence, and where each starts."""
+    name, whole = np.full(len(symbols), seed), np.ones(len(symbols), bool)
+    for order in range(1, longest + 1):
+        # Of the run that starts at each position: its name, and whether all its symbols are known.
+        name, whole = _mix(name[: len(symbols)] + symbols), whole[: len(symbols)] & known
+        starts = np.flatnonzero(whole & (left[: len(symbols)] >= order))
+        yield name[starts], starts
+        symbols, known = symbols[1:], known[1:]
+        if not len(symbols):
+            break
 
 
 def _mix(value: np.ndarray) -> np.ndarray:

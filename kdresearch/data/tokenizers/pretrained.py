@@ -12,7 +12,7 @@ import numpy as np
 
 from kdresearch.data.tokenizers.rows import NO_WORD, Encoded, EncodedWords, check_lengths, cut, flat, words_of
 from kdresearch.errors import UserError
-from kdresearch.hub import hub_name
+from kdresearch.hub import from_pretrained, hub_name
 
 
 class PretrainedTokenizer:
@@ -79,7 +79,7 @@ class PretrainedTokenizer:
     def load(self, folder: str | Path) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(hub_name(folder, "tokenizer_config.json"))
+        self.tokenizer = from_pretrained(AutoTokenizer, hub_name(folder, "tokenizer_config.json"))
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         if self.backend is not None:  # a tokenizer.json may carry fixed padding and truncation of its own
             self.backend.no_padding()

@@ -11,7 +11,21 @@ import numpy as np
 from kdresearch.errors import UserError, choices
 
 TRUNCATIONS = ("head", "tail", "head_tail")
-WORDS = r"\w+(?:['’]\w+)*|[^\w\s]"
+# Scripts whose lines may end between any two letters or wherever a dictionary says, since no space ends a word (UAX 14,
+# classes ID and SA, and two of AK). Not Tibetan, whose tsheg ends every syllable, nor Hangul, which has spaces.
+UNSPACED = (
+    *("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Nushu", "Tangut", "Khitan_Small_Script"),
+    *("Thai", "Lao", "Khmer", "Myanmar", "Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Ahom"),
+    *("Balinese", "Javanese"),
+)
+# Kana's marks of length and repetition belong to no one script.
+_LETTERS = "".join(rf"\p{{{script}}}" for script in UNSPACED) + "〆〱-〵〼ーｰ"
+_LETTER = rf"[[{_LETTERS}]&&[\p{{L}}\p{{Nl}}]]"
+_CHARACTER = rf"{_LETTER}[\p{{M}}ﾞﾟ]*"
+_SPACED = rf"(?:(?!{_LETTER})\w)"  # \w within brackets is another in Oniguruma: without ² and ½
+_SPACED_WORD = rf"{_SPACED}+(?:['’]{_SPACED}+)*"
+WORDS = rf"{_SPACED_WORD}|{_CHARACTER}|[^\w\s]"
+RUNS = rf"{_SPACED_WORD}|(?:{_CHARACTER})+|[^\w\s]"  # of which subwords are learnt
 UNKNOWN = 1  # id of a word outside the vocabulary, where it is fitted here
 NO_WORD = -1  # of a token that belongs to no word
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -47,11 +61,11 @@ def flat(rows: Sequence[Sequence[int]]) -> Encoded:
     return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
 
-def by_words() -> Any:
+def by_words(pattern: str = WORDS) -> Any:
     """What splits a text into its words (Rust, whose ``\\w`` holds combining marks, unlike that of Python's ``re``)."""
     from tokenizers import Regex, pre_tokenizers
 
-    return pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    return pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
 
 
 def words_of(texts: list[str], spans: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:

@@ -1,0 +1,139 @@
+"""A student that is solved for instead of trained by updates."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from kdresearch.apps.config import build
+from kdresearch.apps.record import Chosen, Record
+from kdresearch.apps.say import say
+from kdresearch.data.datamodule import TextDataModule
+from kdresearch.data.tokenizers import NgramTokenizer
+from kdresearch.errors import UserError
+from kdresearch.evaluation.metrics import task_metrics
+from kdresearch.models.ngram import NgramLinear, sparse_rows
+from kdresearch.models.solver import Optima, Solver, Step
+from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.scores import ScoreLoss
+from kdresearch.structures import UNLABELLED
+from kdresearch.teachers.calibrated import fitted_temperature
+
+_BY_UPDATES = ("student.training.", "optimizer", "scheduler", "trainer.max_", "trainer.gradient_clip_val")
+"""How overrides begin that say how updates are made."""
+
+
+def solver_of(cfg: DictConfig, chosen: Chosen, strategy: Distiller, data: TextDataModule) -> Solver | None:
+    """What solves this run's student; None where it is trained by updates.
+
+    Raises:
+        UserError: a strategy that ``solver.method=lbfgs`` cannot solve, or settings that only updates read.
+    """
+    node = cfg.student.get("solver")
+    if node is None or not isinstance(strategy.student, NgramLinear):
+        return None
+    solver: Solver = build(node, "student.solver")
+    if solver.method == "none":
+        return None
+    if not strategy.convex:
+        what = f"{type(strategy).__name__} has, with these settings, no convex loss of each row's class scores"
+        if solver.method == "lbfgs":
+            raise UserError(f"student.solver.method=lbfgs: {what}: leave it to auto, which trains by updates then")
+        say(f"trained by updates: {what}")
+        return None
+    unread = [part for part in chosen.overrides if part.lstrip("+").startswith(_BY_UPDATES)]
+    set_to = {"selection.patience": cfg.selection.patience, "selection.stop_after": cfg.selection.stop_after}
+    set_to["telemetry_every"] = cfg.telemetry_every
+    unread += [f"{name}={value}" for name, value in set_to.items() if value is not None]
+    if data.slices > 1:
+        unread.append("generator.fresh_every")
+    if unread:
+        raise UserError(
+            f"{', '.join(unread)}: this student is solved, and makes no updates; leave them out, or train it by "
+            "updates with student.solver.method=none"
+        )
+    return solver
+
+
+def solve(
+    cfg: DictConfig, solver: Solver, folder: Path, module: Distiller, data: TextDataModule, record: Record
+) -> tuple[int, int]:
+    """Give the student the optimum of its strategy's loss on the rows of an epoch.
+
+    The strength of regularisation, and the weighting of features where it is left open, are those that do best by
+    ``selection.monitor``, the lower NLL among equals; ``metrics.csv`` has a row for each.
+
+    Returns:
+        The iterations that all of them took, and which was kept, from 1.
+    """
+    student = module.student
+    assert isinstance(student, NgramLinear)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
+    record.write(status="running")
+    started = time.perf_counter()
+    epoch = data.epoch_rows()
+    trained = np.unique(epoch)
+    rows, label = sparse_rows(data.evaluation(trained), student.vocabulary)
+    held, held_label = sparse_rows(data.evaluation(data.split.validation), student.vocabulary)
+    loss = ScoreLoss(module, data.evaluation(trained), epoch if len(epoch) > len(trained) else None)
+    lengths = data.tokenizer.lengths if isinstance(data.tokenizer, NgramTokenizer) else None
+    path = Optima(solver, student, rows, label, held, loss, lengths)
+    truth = torch.from_numpy(held_label)
+    best, kept, score, iterations = 0, None, (-np.inf, -np.inf), 0
+    for number, step in enumerate(path, 1):
+        metrics = task_metrics(torch.from_numpy(step.logits), truth)
+        iterations += step.solution.iterations
+        _log(record, number, iterations, step, metrics)
+        value = metrics[cfg.selection.monitor.removeprefix("val/")] * (1 if cfg.selection.mode == "max" else -1)
+        if (value, -metrics["nll"]) > score:
+            best, kept, score = number, step, (value, -metrics["nll"])
+    if kept is None:
+        raise UserError("the student diverged: no optimum has finite scores on the validation rows")
+    kept = path.finish(kept)
+    iterations += kept.solution.iterations
+    temperature = _calibrated(student, torch.from_numpy(kept.logits), truth) if solver.calibrate else None
+    record.facts["solver"] = {
+        "method": "lbfgs",
+        "weighting": kept.weighting,
+        "strength": kept.strength,
+        "temperature": temperature,
+        "iterations": iterations,
+        "loss": kept.solution.loss,
+        "gradient": kept.solution.gradient,
+    }
+    took = time.perf_counter() - started
+    say(
+        f"solved in {iterations} iterations, {took:.1f} s: weighting {kept.weighting}, strength {kept.strength:g}"
+        + (f", temperature {temperature:.3g}" if temperature is not None else "")
+    )
+    return iterations, best
+
+
+def _calibrated(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
+    """Divide weights and biases by the temperature that the validation rows ask for; 1 where it gets all of them right.
+
+    These would ask for certainty, and say nothing about rows that it gets wrong.
+    """
+    known = label != UNLABELLED
+    if bool((logits[known].argmax(1) == label[known]).all()):
+        return 1.0
+    temperature = fitted_temperature(logits, label)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.div_(temperature)
+    return temperature
+
+
+def _log(record: Record, number: int, iterations: int, step: Step, metrics: dict[str, float]) -> None:
+    row: dict[str, Any] = {f"val/{name}": metrics[name] for name in ("accuracy", "macro_f1", "nll")}
+    row |= {"epoch": number - 1, "train/loss": step.solution.loss, "solver/strength": step.strength}
+    row |= {"solver/gradient": step.solution.gradient, "solver/nb": float(step.weighting == "nb")}
+    for logger in record.loggers:
+        logger.log_metrics(row, step=iterations)

@@ -1,0 +1,122 @@
+"""Columns as a source read them, made fit for use: texts that are not empty, labels that are names."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from kdresearch.data.corpus import Row
+from kdresearch.errors import UserError, choices
+
+_INTEGER = re.compile(r"[+-]?\d+")
+
+
+class Texts(NamedTuple):
+    """The rows of one part, fit for use: no empty text, no missing label."""
+
+    texts: list[str]
+    labels: list[str] | None  # None in the unlabelled part
+    changes: int = 0  # labels that were written otherwise
+
+
+def vetted(where: str, part: str, texts: Sequence[object], labels: Sequence[object] | None = None) -> Texts:
+    """Check the two columns of a part as they were read; labels become strings without white space around them, in NFC.
+
+    Raises:
+        UserError: no rows, a text that is missing, empty, or no text, a label that is missing or no scalar.
+    """
+    if not len(texts):
+        raise UserError(f"{where} has no rows")
+    empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
+    _refuse(where, part, empty, "empty or missing text")
+    _refuse(
+        where, part, [row for row, text in enumerate(texts) if not _is_text(text)], "a text that is no valid string"
+    )
+    if labels is None:
+        return Texts([str(text) for text in texts], None)
+    _refuse(
+        where,
+        part,
+        [row for row, label in enumerate(labels) if _is_missing(label)],
+        "no label (hidden test labels belong to data.unlabelled)",
+    )
+    odd = [row for row, label in enumerate(labels) if not isinstance(label, str | int | float)]
+    _refuse(where, part, odd, "a label that is neither a string nor a number")
+    names = [unicodedata.normalize("NFC", str(label).strip()) for label in labels]
+    written = sum(name != str(label) for name, label in zip(names, labels, strict=True))
+    return Texts([str(text) for text in texts], names, written)
+
+
+def label_changes(parts: Mapping[str, Texts]) -> dict[str, int]:
+    """How many labels of each part were written otherwise; parts of none are left out."""
+    return {part: content.changes for part, content in parts.items() if content.changes}
+
+
+def class_names(
+    where: Mapping[str, str], parts: Mapping[str, Texts], declared: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The classes of the training part: in ``declared`` order, else sorted (by number where all are integers).
+
+    Raises:
+        UserError: a training part of one class, or a label elsewhere that the training part does not have.
+    """
+    found = set(parts["train"].labels or ())
+    if declared is not None:
+        normal = (unicodedata.normalize("NFC", name.strip()) for name in declared)
+        names = tuple(name for name in dict.fromkeys(normal) if name in found)
+    elif all(_INTEGER.fullmatch(name) for name in found):
+        names = tuple(sorted(found, key=lambda name: (int(name), name)))
+    else:
+        names = tuple(sorted(found))
+    if len(names) == 1:
+        raise UserError(f"{where['train']} has one class only, {names[0]!r}: there is nothing to classify")
+    for part, content in parts.items():
+        for row, label in enumerate(content.labels or ()):
+            if label not in found:
+                raise UserError(f"{where[part]}: the label of row {part}/{row} is not in train, {named(label, names)}")
+    return names
+
+
+def numbered(parts: Mapping[str, Texts]) -> Iterator[Row]:
+    """The rows of vetted parts, with their part and number for an id."""
+    for part, (texts, labels, _) in parts.items():
+        for row, text in enumerate(texts):
+            yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
+
+
+def refuse_twins(origins: Mapping[str, str]) -> None:
+    """Raise UserError where two parts have one origin: what is tested on would be trained or selected on."""
+    first: dict[str, str] = {}
+    for part, origin in origins.items():
+        if origin in first:
+            raise UserError(f"data.{first[origin]} and data.{part} are the same rows, {origin}")
+        first[origin] = part
+
+
+def named(offending: str, allowed: Sequence[str], most: int = 12) -> str:
+    if len(allowed) <= most:
+        return choices(offending, allowed)
+    return f"{offending!r}; one of {len(allowed)}: {', '.join(name[:30] for name in allowed[:most])}, ..."
+
+
+def _is_missing(label: object) -> bool:
+    return label is None or (isinstance(label, float) and math.isnan(label)) or not str(label).strip()
+
+
+def _is_text(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()  # half of a surrogate pair, as JSON may escape it, is no text that a file could hold
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse(where: str, part: str, rows: Sequence[int], what: str, most: int = 5) -> None:
+    if rows:
+        first = ", ".join(f"{part}/{row}" for row in rows[:most]) + (", ..." if len(rows) > most else "")
+        raise UserError(f"{where}: {len(rows)} row{'s' * (len(rows) > 1)} (counted from 0) with {what}: {first}")

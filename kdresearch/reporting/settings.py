@@ -1,0 +1,116 @@
+"""The settings of a run record; of records that were written without them, as far as what lies beside them tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdresearch.bench import identity
+
+if TYPE_CHECKING:
+    from kdresearch.reporting.records import Record
+
+RECORDED, CONFIGURED, TYPED = "recorded", "configured", "typed"
+_RUNNING = ("mode", "keep", "batch_size", "jobs", "class_map", "data")  # a teacher's options that change no class score
+_THIS_RUN = (
+    "seed=", "seeds.", "name=", "study=", "tags=", "threads=", "resume=", "logger", "data=", "student=", "strategy=",
+    "teacher=", "generator=", "experiment=", "evaluation.", "checkpoint_every=", "telemetry_every=",
+)  # fmt: skip
+_SOURCES = ("recipe", "chain", "members")
+
+
+def settings_of(record: Record) -> tuple[dict[str, Any], str]:
+    """The settings, and where they come from: the record itself, ``.hydra/config.yaml``, or the words of its cell."""
+    if isinstance(recorded := record.info.get("settings"), Mapping):
+        return dict(recorded), RECORDED
+    config = _configuration(record)
+    if config is not None:
+        teacher = _teacher(record, config) if record.teacher else None
+        return identity.settings(config, content=_content(record), teacher=teacher), CONFIGURED
+    return _typed(record), TYPED
+
+
+def _content(record: Record) -> str:
+    return record.fingerprint if record.info.get("data") else ""
+
+
+def _configuration(record: Record) -> dict[str, Any] | None:
+    """The resolved configuration beside the record; None where there is none that is whole."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(record.path / ".hydra" / "config.yaml"), resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException):
+        return None
+    if not isinstance(config, dict) or not {"data", "student", "strategy", "trainer"} <= config.keys():
+        return None
+    return {str(key): value for key, value in config.items()}
+
+
+def _teacher(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher by recipe as the recipe and the data that it was trained on, any other by its package."""
+    options = {key: value for key, value in (config.get("teacher") or {}).items() if key not in _RUNNING}
+    about = record.teacher or {}
+    if any(options.get(source) is not None for source in _SOURCES) or "generations" in config["strategy"]:
+        data = identity.settings(config, content=_content(record))["data"]
+        data = {key: value for key, value in data.items() if key not in identity.TRANSFER}
+        return options | {"name": about.get("name"), "recipe_data": data | ((config["teacher"].get("data")) or {})}
+    options = {key: value for key, value in options.items() if key not in ("path", "id", "encoder")}
+    return options | {"package": about.get("fingerprint")}
+
+
+def _typed(record: Record) -> dict[str, Any]:
+    """What the words of a cell say; a setting that nobody typed is not among them."""
+    cell = record.cell
+    config: dict[str, Any] = {
+        "data": {"transfer": cell.get("transfer"), "labels": cell.get("labels")},
+        "student": {"option": cell["student"], "training": {}},
+        "strategy": {"option": cell["strategy"]},
+        "teacher": {"name": (record.teacher or {}).get("name"), "labels": cell.get("labels")},
+    }
+    if cell.get("generator"):
+        config["generator"] = {"_target_": cell["generator"]}
+    for override in cell.get("overrides") or ():
+        key, _, value = str(override).lstrip("+~").partition("=")
+        if key == "trainer":  # a machine
+            continue
+        path = re.split(r"[./]", key)
+        if len(path) == 1:
+            path.append("option")
+        if path[0] == "teacher" and path[1] in (*_RUNNING, *_SOURCES):  # a recipe's content is in its name
+            continue
+        node = config
+        for part in path[:-1]:
+            node = inner if isinstance(inner := node.setdefault(part, {}), dict) else {}
+        node[path[-1]] = _value(value)
+    if "limit" in config["data"]:
+        config["teacher"].setdefault("limit", config["data"]["limit"])
+    teacher = config["teacher"] if record.teacher else None
+    return identity.settings(config, content=_content(record), teacher=teacher)
+
+
+def typed_overrides(record: Record) -> list[str]:
+    """What was typed for a run, for a command that runs something like it; without what only this run is called."""
+    try:
+        words = [str(word) for word in _list(record.path / ".hydra" / "overrides.yaml")]
+    except (OSError, ValueError):
+        words = [str(word) for word in record.cell.get("overrides") or ()]
+    return [word for word in words if not word.lstrip("+~").startswith(_THIS_RUN)]
+
+
+def _list(path: Path) -> list[Any]:
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    return content if isinstance(content, list) else []
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None if text == "null" else text
