@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given[0] not in COMMANDS:
         print(f"kdresearch: unknown command {choices(given[0], COMMANDS)}", file=sys.stderr)
         return 2
-    module = "train_command" if given[0] == "train" else given[0]
-    command = importlib.import_module(f"kdresearch.apps.{module}")
+    command = importlib.import_module(f"kdresearch.commands.{given[0]}")
     try:
         status: int = command.main(given[1:])
         sys.stdout.flush()

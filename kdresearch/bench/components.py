@@ -73,7 +73,7 @@ class Component:
             raise UserError(f"{name}: {self._explanation(error)}") from error
 
     def partial(self, name: str) -> Callable[..., Any]:
-        """What calls the constructor with its first arguments, the settings following; mistakes are told as by ``build``."""
+        """What calls the constructor with its first arguments, the settings following; it refuses as ``build`` does."""
         settings = {key: _built(value, f"{name}.{key}") for key, value in self.settings.items()}
 
         def make(*arguments: Any) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kdresearch.bench.context import Context
 from kdresearch.bench.plan import Plan
+from kdresearch.data.account import account, class_weights
 from kdresearch.data.datamodule import TextDataModule
 
 
@@ -43,4 +46,12 @@ def describe_data(data: TextDataModule) -> dict[str, Any]:
             "test": len(split.test),
         },
         "duplicates_dropped": split.dropped,
+        **account(data.corpus, split, data.label_changes),
     }
+
+
+def weigh_classes(plan: Plan, data: TextDataModule) -> list[float] | None:
+    """The weight of each class in the loss on gold labels; None weighs rows alike."""
+    setting = plan.student.training.get("class_weights")
+    counts = np.bincount(data.labels[data.split.train], minlength=len(data.classes))
+    return None if setting is None else class_weights(setting, data.classes, counts)

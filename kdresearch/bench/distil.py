@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from kdresearch import package
+from kdresearch.bench import identity
 from kdresearch.bench.components import Component
 from kdresearch.bench.context import Context
 from kdresearch.bench.options import plan_by_hand, student_plan
 from kdresearch.bench.plan import Folder, HubModel, Plan, TeacherPlan
 from kdresearch.bench.record import Record
 from kdresearch.bench.run import run
-from kdresearch.bench.settings import resolve_settings
-from kdresearch.bench import identity
 from kdresearch.bench.schema import METRICS, RUN, read_json
+from kdresearch.bench.settings import resolve_settings
 from kdresearch.data.texts import Texts
 from kdresearch.errors import UserError
 from kdresearch.strategies.supervised import SupervisedDistiller

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +13,7 @@ from kdresearch.bench.knowledge import Knowledge
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.schema import SplitPredictions
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import UserError
+from kdresearch.errors import Diverged
 from kdresearch.evaluation.efficiency import efficiency
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.teachers.ask import logits_of, member_accuracies
@@ -35,12 +34,15 @@ def evaluate(plan: Plan, module: Distiller, data: TextDataModule, knowledge: Kno
     """Score the student, and its teacher beside it, on the validation and test rows.
 
     Raises:
-        UserError: logits that are not finite.
+        Diverged: logits that are not finite.
     """
     data.trainer = None  # one device reads each row once, whatever the training ran on
     predictor = _predictor(plan)
     scores = Scores()
-    for name, short, index in (("validation", "val", data.split.validation), ("test", "test", data.split.test)):
+    parts = [("validation", "val", data.split.validation)]
+    if plan.evaluation.test:
+        parts.append(("test", "test", data.split.test))
+    for name, short, index in parts:
         logits = _predict(predictor, module, data, index)
         label = torch.from_numpy(data.labels[index])
         scores.metrics |= {f"{short}/{key}": value for key, value in module.task.score(logits, label).items()}
@@ -50,16 +52,16 @@ def evaluate(plan: Plan, module: Distiller, data: TextDataModule, knowledge: Kno
             scores.metrics |= {f"{short}/{key}": value for key, value in compared.items()}
             scores.metrics |= {f"teacher/{short}_{key}": v for key, v in module.task.score(teacher, label).items()}
         scores.predictions.append(SplitPredictions(name, data.corpus.ids(index), label, logits, teacher))
-    if knowledge is not None:
+    if knowledge is not None and plan.evaluation.test:
         scores.members = member_accuracies(knowledge.evaluation, data, data.split.test)
     return scores
 
 
 def measure_cost(plan: Plan, student: Any, data: TextDataModule) -> dict[str, float]:
-    """Latency and rows per second on rows of the test part, on one thread; empty where they are not wanted."""
+    """Latency and rows per second on one thread; empty where they are not wanted."""
     if not plan.evaluation.efficiency:
         return {}
-    rows = data.split.test[: plan.evaluation.rows]
+    rows = (data.split.test if plan.evaluation.test else data.split.validation)[: plan.evaluation.rows]
     batches = [data.student_rows.tokens(rows[first : first + _BATCH]) for first in range(0, len(rows), _BATCH)]
     measured = efficiency(student, batches)
     return {
@@ -88,5 +90,5 @@ def _predict(predictor: pl.Trainer, module: Distiller, data: TextDataModule, ind
     for batch in predictor.predict(module, data.evaluation(index)) or []:
         logits[[place[int(row)] for row in batch["index"]]] = batch["logits"].cpu()  # type: ignore[call-overload]
     if not logits.isfinite().all():
-        raise UserError("the student diverged: its logits are not finite; lower student.training.learning_rate")
+        raise Diverged("the student diverged: its logits are not finite; lower student.training.learning_rate")
     return logits

@@ -15,10 +15,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from kdresearch.bench.budget import Budget, check_budget, limits
 from kdresearch.bench.components import Component
 from kdresearch.bench.context import Context
 from kdresearch.bench.plan import Plan
-from kdresearch.bench.resume import RandomState, StopAfter
+from kdresearch.bench.resume import LastCheckpoint, RandomState, StopAfter
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.task import CLASSIFICATION
@@ -46,6 +47,12 @@ def check_training(plan: Plan) -> None:
         raise UserError(f"selection.stop_after must be at least 1, not {selection.stop_after}")
     if selection.monitor not in monitors:
         raise UserError(f"selection.monitor: {choices(selection.monitor, monitors)}")
+    if selection.mode != (best := monitors[selection.monitor]):
+        raise UserError(
+            f"selection.mode={selection.mode} would keep the worst epoch: {selection.monitor} takes "
+            f"selection.mode={best}"
+        )
+    check_budget(plan)
     _trainer(plan, logger=False, enable_checkpointing=False, enable_progress_bar=False)  # refuses what it cannot do
 
 
@@ -66,10 +73,11 @@ def fit(
     """
     checkpoints = folder / "checkpoints"
     best, last = _checkpoints(plan, checkpoints)
+    unlabelled = float((data.mixture(0) >= len(data.split.train)).mean())
     callbacks = _callbacks(plan, context)
     trainer = _trainer(
         plan,
-        callbacks=[best, last, RandomState(), LearningRateMonitor("step"), *callbacks],
+        callbacks=[Budget.of(plan, unlabelled, context.say), best, last, RandomState(), *callbacks],
         logger=list(loggers),
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -108,16 +116,17 @@ def _checkpoints(plan: Plan, folder: Path) -> tuple[ModelCheckpoint, ModelCheckp
         monitor, mode = "epoch", "max"  # the last one is the best
     settings: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **settings)
-    return best, ModelCheckpoint(filename="last", every_n_train_steps=plan.checkpoint_every, **settings)
+    return best, LastCheckpoint(every_n_train_steps=plan.checkpoint_every, **settings)
 
 
 def _callbacks(plan: Plan, context: Context) -> list[Callback]:
     selection = plan.selection
-    callbacks = [context.progress(), *_own_callbacks(plan)]
+    callbacks = [context.progress(), LearningRateMonitor("step"), *_own_callbacks(plan)]
     if selection.stop_after is not None:
         callbacks.append(StopAfter(selection.stop_after))
     if selection.patience is not None:
-        callbacks.append(EarlyStopping(selection.monitor, mode=selection.mode, patience=selection.patience))
+        stops: dict[str, Any] = {"patience": selection.patience, "check_on_train_epoch_end": False}
+        callbacks.append(EarlyStopping(selection.monitor, mode=selection.mode, **stops))
     return callbacks
 
 
@@ -131,6 +140,6 @@ def _own_callbacks(plan: Plan) -> list[Callback]:
 def _trainer(plan: Plan, **arguments: Any) -> pl.Trainer:
     settings = {name: value for name, value in plan.trainer.items() if name != "callbacks"}
     try:
-        return pl.Trainer(**(_FIXED | settings | arguments))
+        return pl.Trainer(**(_FIXED | settings | limits(plan) | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error

@@ -16,7 +16,7 @@ from kdresearch.bench.plan import BY_ACCURACY, FIT, Plan, TeacherPlan
 from kdresearch.bench.teacher import TeacherPackages, compare_tokens
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError
-from kdresearch.evaluation.metrics import better_than_chance, task_metrics
+from kdresearch.evaluation.metrics import better_than_chance, majority_share, task_metrics
 from kdresearch.structures import LOGITS, Reading, Teacher
 from kdresearch.teachers.ask import accuracy_of, logits_of, member_accuracies
 from kdresearch.teachers.calibrated import CalibratedTeacher, fitted_temperature
@@ -75,7 +75,7 @@ def obtain_knowledge(
         recorded = CalibratedTeacher(recorded, temperature)
     packages.facts["mode"] = "live" if live else "recorded"
     if live:
-        return _live(plan.teacher, packages, data, context, recorded, temperature, token_level, needs, teacher_device(plan))
+        return _run_live(plan, packages, data, context, recorded, temperature, token_level, needs)
     training = _calibration(recorded, data, data.split.train)
     packages.facts["calibration"]["training"] = training
     context.say(
@@ -84,8 +84,8 @@ def obtain_knowledge(
     return Knowledge(recorded, recorded, Reading("apart", "the teacher is recorded"))
 
 
-def _live(
-    plan: TeacherPlan,
+def _run_live(
+    plan: Plan,
     packages: TeacherPackages,
     data: TextDataModule,
     context: Context,
@@ -93,18 +93,18 @@ def _live(
     temperature: float | None,
     token_level: bool,
     needs: frozenset[str],
-    device: str,
 ) -> Knowledge:
+    assert plan.teacher is not None
     opened = package.load(packages.folders[0])
     data.read_teacher(opened.tokenizer, opened.fingerprint, token_level=token_level)
     reading = Reading(data.reading)
     if reading.kind == "apart":
         reading = compare_tokens(data.tokenizer, opened.tokenizer)
-    running = LiveTeacher(opened, str(plan.precision))
+    running = LiveTeacher(opened, str(plan.teacher.precision))
     teacher: Teacher = running
-    if plan.keep:
+    if plan.teacher.keep:
         assert data.teacher_rows is not None
-        running.to(device)
+        running.to(teacher_device(plan))
         teacher = KeptTeacher(
             running,
             opened.fingerprint,
@@ -113,13 +113,11 @@ def _live(
             data.split.trained,
             needs,
             context.store,
-            batch_size=plan.batch_size,
+            batch_size=plan.teacher.batch_size,
             say=context.say,
         )
     teacher = MappedTeacher(teacher, data.classes, packages.class_map)
-    return Knowledge(
-        teacher if temperature is None else CalibratedTeacher(teacher, temperature), recorded, reading
-    )
+    return Knowledge(teacher if temperature is None else CalibratedTeacher(teacher, temperature), recorded, reading)
 
 
 def record_teacher(
@@ -160,9 +158,13 @@ def record_teacher(
 
 def _check_useful(packages: TeacherPackages, teacher: Teacher, data: TextDataModule, context: Context) -> None:
     index = data.split.validation
-    accuracy = accuracy_of(teacher, data, index)
+    accuracy, majority = accuracy_of(teacher, data, index), majority_share(torch.from_numpy(data.labels[index]))
     packages.facts |= {"validation_accuracy": accuracy, "classes": list(data.classes)}
-    context.say(f"teacher {packages.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows")
+    packages.facts["validation_majority"] = majority
+    context.say(
+        f"teacher {packages.name}: validation accuracy {accuracy:.4f} on {len(index):,} rows "
+        f"(of which {majority:.4f} are of the commonest class)"
+    )
     packages.facts["members_validation_accuracy"] = member_accuracies(teacher, data, index)
     if not better_than_chance(accuracy, torch.from_numpy(data.labels[index])):
         raise UserError(

@@ -126,5 +126,3 @@ def record(
         raise UserError(f"fields: {source} gives no pooled")
     logits, pooled = recorded.arrays(index)
     return RecordedTexts(package.classes(folder), logits, pooled if "pooled" in fields else None)
-
-

@@ -1,4 +1,4 @@
-"""The options that the package ships (``conf/``), for plans that are made by hand: a notebook's defaults are the command's."""
+"""The options that the package ships, for plans that are made by hand: their defaults are the command's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kdresearch.bench.components import Component
-from kdresearch.bench.plan import Data, Plan, Seeds, Selection, Student, TeacherPlan
+from kdresearch.bench.plan import Data, Plan, Seeds, Student, TeacherPlan
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 
@@ -36,8 +36,8 @@ def student_plan(
     settings = {**option["model"], **component.settings}
     settings = {key: value for key, value in settings.items() if not key.startswith("_") and not _refers(value)}
     if tokenizer is None:
-        reader = {key: component.settings.get("path") if _refers(value) else value for key, value in option["tokenizer"].items()}
-        tokenizer = Component.of(reader)
+        path = component.settings.get("path")
+        tokenizer = Component.of({key: path if _refers(value) else value for key, value in option["tokenizer"].items()})
     for key in training:
         if key not in option["training"]:
             raise UserError(f"training has no {key!r}; it has {', '.join(option['training'])}")
@@ -52,7 +52,6 @@ def plan_by_hand(
     teacher: TeacherPlan | None = None,
     seed: int = 0,
     transfer: str = "none",
-    selection: Selection = Selection(),
     name: str = "texts",
 ) -> Plan:
     """The plan of a run as ``kdresearch train`` would make it of these parts, everything else at its defaults."""
@@ -66,7 +65,6 @@ def plan_by_hand(
         scheduler=Component.of(_read("scheduler/linear")),
         teacher=teacher,
         trainer=_resolved(_read("trainer/auto"), training),
-        selection=selection,
         seeds=Seeds(init=seed, order=seed),
         options={"strategy": _option_name("strategy", strategy.target) or strategy_name},
     )
@@ -97,7 +95,10 @@ def _option_of(target: str) -> tuple[str, dict[str, Any]]:
         option = _read(f"student/{file.stem}")
         if option["model"]["_target_"] == target and not _refers(option["model"].get("path")):
             reader = next(each["tokenizer"] for each in option["defaults"] if isinstance(each, dict))
-            return file.stem, {**option, "tokenizer": _node(f"student/tokenizer/{reader}") | option.get("tokenizer", {})}
+            return file.stem, {
+                **option,
+                "tokenizer": _node(f"student/tokenizer/{reader}") | option.get("tokenizer", {}),
+            }
     raise UserError(f"there is no option for students of {target}: make a Student of your own (bench.plan.Student)")
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kdresearch.bench.components import Component
 
 FIT = "fit"  # of a teacher's temperature: fitted on the validation rows
 BY_ACCURACY = "accuracy"  # of an ensemble's weights: each member's accuracy on the validation rows
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Data:
     """
 
     source: Component
-    carving: Mapping[str, Any] = NOTHING
+    carving: Mapping[str, Any] = field(default_factory=dict)
     transfer_share: float | None = None
     name: str = ""
 
@@ -37,11 +35,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Student:
-    """A model, how it reads text, and the settings of its training (batch_size, head_lr_scale, ...) by name."""
+    """A model, how it reads text, and the settings of its training (batch_size, updates, ...) by name.
+
+    ``solver``: what solves it, where its strategy's loss is convex; see ``models.solver``.
+    """
 
     model: Component
     tokenizer: Component
-    training: Mapping[str, Any] = NOTHING
+    training: Mapping[str, Any] = field(default_factory=dict)
+    solver: Component | None = None
     name: str = ""
 
 
@@ -58,7 +60,7 @@ class Folder:
     """A classifier in a folder: a run directory or a package. ``reads``: max_length and truncation, where changed."""
 
     path: Path
-    reads: Mapping[str, Any] = NOTHING
+    reads: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -67,10 +69,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A Hugging Face sequence classifier, by id or local folder. ``reads``: max_length and truncation, where changed."""
+    """A Hugging Face sequence classifier, by id or local folder; ``reads`` as a ``Folder``'s."""
 
     id: str
-    reads: Mapping[str, Any] = NOTHING
+    reads: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -147,10 +149,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch is kept, by the validation rows; ``stop_after`` n keeps epoch n of the schedule, the last run."""
+    """Which epoch is kept, by the validation rows; ``stop_after`` n keeps epoch n of the schedule, the last run.
+
+    ``validations``: at most so many epochs are validated; ``patience``: validations without improvement before the end.
+    """
 
     monitor: str = "val/accuracy"
     mode: str = "max"
+    validations: int | None = 40
     patience: int | None = None
     stop_after: int | None = None
 
@@ -167,8 +173,9 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whether latency and rows per second are measured, and on how many rows of the test part."""
+    """Whether the test rows are read, whether latency and rows per second are measured, and on how many rows."""
 
+    test: bool = True
     efficiency: bool = True
     rows: int = 256
 
@@ -192,7 +199,7 @@ class Plan:
     scheduler: Component | None = None
     teacher: TeacherPlan | None = None
     samples: Samples | None = None
-    trainer: Mapping[str, Any] = NOTHING
+    trainer: Mapping[str, Any] = field(default_factory=dict)
     start: Start = Start()
     selection: Selection = Selection()
     seeds: Seeds = Seeds()

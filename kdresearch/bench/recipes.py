@@ -83,15 +83,17 @@ def earlier_generations(plan: Plan, number: int, first: Component, later: Compon
 
     Args:
         number: how many come before the student of ``plan``.
-        first: the strategy of generation 0, which learns from labels; ``later``: of those that learn from the one before.
+        first, later: the strategies of generation 0, which learns from labels, and of the others.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise UserError(f"strategy.generations must be at least 1 (0 is strategy=supervised), not {number!r}")
     name = plan.student.name or plan.student.model.target.rpartition(".")[2]
-    return tuple(_generation(plan, place, f"{name} generation {place}", later if place else first) for place in range(number))
+    strategies = [first, *[later] * (number - 1)]
+    return tuple(_generation(plan, *each, name) for each in enumerate(strategies))
 
 
-def _generation(plan: Plan, place: int, name: str, strategy: Component) -> Recipe:
+def _generation(plan: Plan, place: int, strategy: Component, student: str) -> Recipe:
+    name = f"{student} generation {place}"
     seed = plan.seeds.teacher + GENERATION_SEEDS * (place + 1)
     data = plan.data if place else labels_alone(plan).data
     made = replace(

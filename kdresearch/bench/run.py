@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
-from kdresearch.bench.context import Context, prepare_process, teacher_device
-from kdresearch.bench.data import describe_data, open_data
+from kdresearch.bench.context import Context, prepare_process
+from kdresearch.bench.data import describe_data, open_data, weigh_classes
 from kdresearch.bench.evaluate import Scores, evaluate, measure_cost
 from kdresearch.bench.fit import Fitted, check_training, fit
 from kdresearch.bench.knowledge import Knowledge, obtain_knowledge
@@ -25,11 +25,14 @@ from kdresearch.bench.record import Record
 from kdresearch.bench.samples import add_samples, build_generator, filter_by_teacher
 from kdresearch.bench.schema import METRICS, PREDICTIONS, write_json, write_predictions
 from kdresearch.bench.settings import resolve_settings
+from kdresearch.bench.solve import build_solver, solve
 from kdresearch.bench.start import check_start, start_student
 from kdresearch.bench.teacher import TeacherPackages, check_teacher, obtain_teacher, promise_teacher
+from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import UserError
+from kdresearch.errors import Diverged, UserError
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
+from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.generative import GenerativeDistiller
 from kdresearch.structures import RECORDED, SAME, Model, Reading, Signature, Teacher
@@ -46,12 +49,21 @@ class Checked:
     live: bool  # whether it runs beside the student
     token_level: bool  # whether its tokens are compared with the student's
     filtered: bool  # whether it filters the pseudo-samples
+    solver: Solver | None  # what solves the student, where that can be
 
 
 def run(
-    plan: Plan, folder: Path, context: Context | None = None, make_loggers: MakeLoggers = lambda record: []
+    plan: Plan,
+    folder: Path,
+    context: Context | None = None,
+    make_loggers: MakeLoggers = lambda record: [],
+    tuning: dict[str, Any] | None = None,
 ) -> Record:
     """Train and evaluate one plan; ``folder`` then holds its whole record.
+
+    Args:
+        make_loggers: of further places for the curves.
+        tuning: for the record, how the plan's settings were chosen.
 
     Raises:
         UserError: whatever cannot be; told before compute is spent where that can be known.
@@ -61,13 +73,22 @@ def run(
     check_training(plan)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(plan, folder, sys.argv[1:])
+    if tuning is not None:
+        record.facts["tuning"] = tuning
     try:
         _run(plan, record, context, make_loggers)
     except BaseException as error:
-        record.write(status="interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        record.write(status=status_of(error))
         raise
     record.write(status="finished")
     return record
+
+
+def status_of(error: BaseException) -> str:
+    """What a record says of a run that ended by this."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
 
 def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> None:
@@ -83,9 +104,9 @@ def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers
     with phases("knowledge"):
         knowledge = record_knowledge(plan, packages, data, checked, record, context)
     with phases("student"):
-        module = build_student(plan, packages, knowledge, data, context)
+        module = build_student(plan, packages, knowledge, data, checked, context)
     with phases("fit"):
-        fitted = train(plan, module, data, record, make_loggers, context)
+        fitted = train(plan, module, data, checked, record, make_loggers, context)
     record.facts |= {"updates": fitted.updates, "best_epoch": fitted.best_epoch}
     with phases("evaluate"):
         scores = evaluate(plan, module, data, knowledge)
@@ -97,9 +118,10 @@ def prepare_data(plan: Plan, record: Record, context: Context) -> TextDataModule
     data = open_data(plan, context).prepare()
     facts = record.facts["data"] = describe_data(data)
     context.say(f"{record.name}: " + ", ".join(f"{n:,} {name}" for name, n in facts["counts"].items() if n))
-    if sum(facts["duplicates_dropped"].values()):
-        dropped = ", ".join(f"{n:,} {name}" for name, n in facts["duplicates_dropped"].items() if n)
-        context.say(f"duplicates dropped from training: {dropped}")
+    for line in account_lines(facts, plan.data.carving.get("conflicts", "first")):
+        context.say(line)
+    if (weights := weigh_classes(plan, data)) is not None:
+        record.facts["class_weights"] = dict(zip(data.classes, weights, strict=True))
     return data
 
 
@@ -113,9 +135,11 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     student = build_model(plan, data)
     module = build_strategy(plan, student, data, None if promised is None else Promise(promised), reading)
     check_start(plan, student, data)
+    data.least_labelled = module.labelled_share
+    solver = build_solver(plan, module, data, context)
     filtered = _check_unlabelled(plan, module, data)
     live = plan.teacher is not None and (plan.teacher.mode == "live" or not module.teacher_needs <= RECORDED)
-    return Checked(module.teacher_needs, live, module.compares_tokens, filtered)
+    return Checked(module.teacher_needs, live, module.compares_tokens, filtered, solver)
 
 
 @dataclass(frozen=True)
@@ -179,12 +203,13 @@ def build_student(
     packages: TeacherPackages | None,
     knowledge: Knowledge | None,
     data: TextDataModule,
+    checked: Checked,
     context: Context,
 ) -> Distiller:
     """The student as it starts, in the strategy that trains it."""
     pl.seed_everything(plan.seeds.init, workers=True, verbose=False)
     student = build_model(plan, data)
-    look_at_data(student, data)
+    look_at_data(student, data, solved=checked.solver is not None)
     if plan.start.source is not None:
         assert packages is not None
         start_student(plan, student, data, packages.folders[0], context)
@@ -199,14 +224,17 @@ def train(
     plan: Plan,
     module: Distiller,
     data: TextDataModule,
+    checked: Checked,
     record: Record,
     make_loggers: MakeLoggers,
     context: Context,
 ) -> Fitted:
-    """Fit the student, with its curves in metrics.csv and wherever else."""
-    resumed = record.checkpoint_to_resume()
+    """Fit the student, or solve it, with its curves in metrics.csv and wherever else."""
+    resumed = None if checked.solver is not None else record.checkpoint_to_resume()
     loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
     record.write(status="running")
+    if checked.solver is not None:
+        return solve(plan, checked.solver, module, data, record, loggers, context)
     return fit(plan, module, data, record.folder, loggers, resumed, context)
 
 
@@ -216,6 +244,8 @@ def write_results(
     """Predictions, the student's package, metrics."""
     folder, facts = record.folder, record.facts
     write_predictions(folder / PREDICTIONS, scores.predictions)
+    if facts["teacher"] is not None and module.teacher is not None:
+        _compare_teacher(record, scores.metrics, module.task.headline, context)
     if scores.members is not None:
         facts["teacher"]["members_test_accuracy"] = scores.members
     student = module.student.cpu().eval()
@@ -245,14 +275,23 @@ def summary(record: Record, headline: str) -> str:
     return told
 
 
+def _compare_teacher(record: Record, metrics: dict[str, float], headline: str, context: Context) -> None:
+    """Record, and say, whether the student answers the validation rows better than what taught it."""
+    teacher, student = metrics[f"teacher/val_{headline}"], metrics[f"val/{headline}"]
+    record.facts["teacher"]["below_student"] = below = teacher < student
+    if below:
+        context.say(
+            f"WARNING: the teacher is below its student: validation {headline} {teacher:.4f} against {student:.4f}; "
+            "what the student gains by it is no gain in what the teacher knows"
+        )
+
+
 # Parts
 
 
 def build_model(plan: Plan, data: TextDataModule) -> Model:
     """A fresh student for the data's vocabulary and classes."""
-    model: Model = plan.student.model.build(
-        "student.model", vocabulary=data.tokenizer.size, classes=len(data.classes)
-    )
+    model: Model = plan.student.model.build("student.model", vocabulary=data.tokenizer.size, classes=len(data.classes))
     return model
 
 
@@ -276,13 +315,15 @@ def build_strategy(
         reading=reading,
         batch_size=plan.student.training["batch_size"],
         telemetry_every=plan.telemetry_every,
+        class_weights=weigh_classes(plan, data),
     )
     return module
 
 
-def look_at_data(student: Model, data: TextDataModule) -> None:
-    """What a model wants to see before it is trained: n-gram counts, word vectors."""
-    student.prepare(data.training_batches())
+def look_at_data(student: Model, data: TextDataModule, solved: bool = False) -> None:
+    """What a model wants to see before it is trained by updates: n-gram counts, word vectors."""
+    if not solved:
+        student.prepare(data.training_batches())
     vectors = data.tokenizer.vectors()
     if vectors is not None:
         student.load_vectors(*vectors)

@@ -79,9 +79,7 @@ def add_samples(plan: Plan, samples: Samples, data: TextDataModule, context: Con
     """Make pseudo-samples a part of what is trained on; returns the facts of a run's record."""
     made, facts = make_pool(plan, samples, data, context)
     context.say(f"pseudo-samples: {describe_counts(facts['counts'])}")
-    data.extend(
-        made.texts, made.fingerprint, slices=count_slices(plan, samples), fresh_every=samples.fresh_every or 1
-    )
+    data.extend(made.texts, made.fingerprint, slices=count_slices(plan, samples), fresh_every=samples.fresh_every or 1)
     return facts
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and the one module that writes and reads it: run.json, metrics.json, predictions.parquet."""
+"""The files of a run: run.json, metrics.json, predictions.parquet; the one module that writes them."""
 
 from __future__ import annotations
 

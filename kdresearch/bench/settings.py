@@ -39,6 +39,8 @@ def resolve_settings(plan: Plan, context: Context) -> dict[str, Any]:
         "seeds": asdict(plan.seeds),
     }
     sections["student"]["training"] = dict(plan.student.training)
+    if plan.student.solver is not None:
+        sections["student"]["solver"] = plan.student.solver.as_data
     described = {name: _by_content(_with_defaults(node)) for name, node in sections.items()}
     data = {**plan.data.carving, "transfer_share": plan.data.transfer_share}
     content = load(plan.data.source.build("data"), context.store, context.say).fingerprint
@@ -71,9 +73,7 @@ def content_of(path: Path) -> str:
 def _samples(samples: Samples | None) -> dict[str, Any]:
     if samples is None:
         return {}
-    settings = {
-        name: value for name, value in vars(samples).items() if name not in ("generator", "filters", "name")
-    }
+    settings = {name: value for name, value in vars(samples).items() if name not in ("generator", "filters", "name")}
     return {**samples.generator.as_data, "filters": samples.filters.as_data, **settings}
 
 

@@ -21,9 +21,9 @@ from kdresearch.data.tokenizers import TextTokenizer, gives_words
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.hub import hub_name
+from kdresearch.models.frozen import PRECISIONS, teacher_signature
 from kdresearch.structures import LOGITS, RECORDED, Model, Reading, Signature
 from kdresearch.teachers.ensemble import AVERAGES, check_weights
-from kdresearch.teachers.live import PRECISIONS, teacher_signature
 
 MODES = ("auto", "recorded", "live")
 HUB_READS: dict[str, Any] = {"max_length": 256, "truncation": "head_tail"}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kdresearch import package
 from kdresearch.bench.components import Component, imported
 from kdresearch.bench.plan import (
     Data,
@@ -29,7 +30,7 @@ from kdresearch.bench.recipes import earlier_generations
 from kdresearch.errors import UserError, choices
 
 SOURCES = ("recipe", "path", "id", "members", "chain")
-CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out")
+CARVING = ("validation", "folds", "fold", "limit", "transfer", "transfer_limit", "leave_out", "conflicts")
 """The settings of ``data.split.split`` that a configuration's data have."""
 SAMPLES = frozenset({"number", "ratio", "seed", "fresh_every", "learn_from_unlabelled", "chunk", "filters"})
 """What ``generator`` holds beside the generator's own settings; see conf/generator/options.yaml."""
@@ -49,6 +50,19 @@ class Composition(NamedTuple):
     overrides: list[str]  # as typed
 
 
+def compose_overrides(overrides: Sequence[str], search: Sequence[str] = ()) -> Composition:
+    """The configuration that ``kdresearch train`` would compose of these overrides, where Hydra is initialised.
+
+    Args:
+        search: further overrides that say where options are looked for.
+    """
+    cfg = compose("train", [*search, *overrides], return_hydra_config=True)
+    options = dict(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return Composition(cfg, options, list(overrides))
+
+
 def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
     """The plan of a run.
 
@@ -63,8 +77,7 @@ def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
         raise UserError("still to be given: " + ", ".join(f"{name}=..." for name in missing))
     content: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     plan = _without_teacher(content, options, composition.overrides)
-    strategy: Any = imported(plan.strategy.target)
-    needed = strategy.needs_teacher(plan.strategy.settings)
+    needed = needs_teacher(cfg)
     if not (needed or plan.start.source is not None or with_teacher):
         return plan  # what nobody asks is no part of the run
     teacher = _Teachers(composition, plan).plan()
@@ -74,6 +87,12 @@ def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
             f"with teacher=NAME, or give {' or '.join(f'teacher.{source}=...' for source in SOURCES)}"
         )
     return replace(plan, teacher=teacher)
+
+
+def needs_teacher(cfg: DictConfig) -> bool:
+    """Whether the strategy of a configuration, with its settings, takes a teacher."""
+    strategy = Component.of(OmegaConf.to_container(cfg.strategy, resolve=True))  # type: ignore[arg-type]
+    return bool(strategy.constructor.needs_teacher(strategy.settings))
 
 
 def _without_teacher(content: dict[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
@@ -89,6 +108,7 @@ def _without_teacher(content: dict[str, Any], options: Mapping[str, Any], overri
             Component.of(student["model"]),
             Component.of(student["tokenizer"]),
             student["training"],
+            Component.of(student["solver"]) if student.get("solver") else None,
             str(options["student"]),
         ),
         strategy=Component.of(content["strategy"]),
@@ -188,9 +208,7 @@ class _Teachers:
     def _check_recipe_of(self, option: str) -> None:
         """Refuse an option of how a recipe is trained where there is none."""
         teacher, by = self.teacher, None
-        if self.generations:
-            by = f"strategy={self.options['strategy']}"
-        elif option == "folds" and self.assistants is not None:
+        if self.generations or (option == "folds" and self.assistants is not None):
             by = f"strategy={self.options['strategy']}"
         elif teacher["chain"] is not None:
             by = "teacher.chain"
@@ -201,7 +219,9 @@ class _Teachers:
         for member in self._members():
             source = next((name for name in ("path", "id") if member[name] is not None), None)
             if member[option] is not None and source is not None:
-                raise UserError(f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already")
+                raise UserError(
+                    f"teacher.{option} says how a recipe is trained: a teacher by {source} is trained already"
+                )
 
     def _members(self) -> list[dict[str, Any]]:
         if self.teacher["members"] is None:
@@ -271,7 +291,8 @@ class _Teachers:
     def _link(self, overrides: list[str], taught: bool, where: str) -> Recipe:
         if any(part.startswith("teacher=") for part in overrides):
             raise UserError(f"{where}: its teacher is the link before it: leave teacher=... out")
-        inherits = taught and where.startswith("strategy") and not any(part.startswith("strategy") for part in overrides)
+        says = any(part.startswith("strategy") for part in overrides)
+        inherits = taught and where.startswith("strategy") and not says
         options = ["strategy=soft_label", "teacher=checkpoint"] if taught else ["teacher=none"]
         data = dict(self.teacher["data"] or {})
         link = self._composed(_name_of(overrides), [*options, *overrides], data if taught else _LABELS_ALONE | data)
@@ -285,8 +306,10 @@ class _Teachers:
             link = replace(link, plan=replace(link.plan, strategy=strategy))
         kind: Any = imported(link.plan.strategy.target)
         if kind.needs_teacher(link.plan.strategy.settings) != taught:
-            has = "learns from labels alone, and not from the link before it" if taught else "has no teacher to learn from"
-            raise UserError(f"{where} ({link.name}) {has}: {'leave out' if taught else 'change'} its strategy=...")
+            fault = "has no teacher to learn from: change its strategy=..."
+            if taught:
+                fault = "learns from labels alone, and not from the link before it: leave out its strategy=..."
+            raise UserError(f"{where} ({link.name}) {fault}")
         return link
 
     def _composed(self, name: str, overrides: list[str], data: Mapping[str, Any]) -> Recipe:
@@ -306,6 +329,8 @@ class _Teachers:
             if OmegaConf.is_missing(made.teacher, "path"):
                 made.teacher.path = None  # the link before it, when that is trained
         content: dict[str, Any] = OmegaConf.to_container(made, resolve=True)  # type: ignore[assignment]
+        # What a person writes into a recipe is trusted as what it composes is run.
+        package.trust(content["student"]["model"]["_target_"], content["student"]["tokenizer"]["_target_"])
         plan = _without_teacher(content, options, overrides)
         if options["teacher"] == "checkpoint":
             answers = content["teacher"]

@@ -37,22 +37,32 @@ class PlainProgress(Callback):
             left = (now - self.started) / (batch_idx + 1) * (trainer.num_training_batches - batch_idx - 1)
             say(
                 f"epoch {trainer.current_epoch + 1}: {batch_idx + 1} of {trainer.num_training_batches} batches, "
-                f"{left:.0f} s left, {_numbers(trainer, 'train/')}"
+                f"{left:.0f} s left, {_numbers(_train_means(pl_module))}"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             seconds = time.perf_counter() - self.started
-            say(f"epoch {trainer.current_epoch + 1} ({seconds:.1f} s): {_numbers(trainer, '')}")
+            rest = {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if not name.startswith(("lr-", "train/"))  # those of a stage that is over would still be there
+            }
+            say(f"epoch {trainer.current_epoch + 1} ({seconds:.1f} s): {_numbers(_train_means(pl_module) | rest)}")
 
 
-def _numbers(trainer: Trainer, prefix: str) -> str:
-    metrics = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("lr-")}
-    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name.startswith(prefix))
+def _train_means(module: LightningModule) -> dict[str, float]:
+    """Means of ``train/NAME`` over the epoch so far, as of the last row of the curves."""
+    found: dict[str, float] = getattr(module, "epoch_means", {})
+    return found
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 class LiveProgress(RichProgressBar):
-    """A bar per epoch with the loss, the validation accuracy and the time left."""
+    """A bar per epoch with the mean loss so far, the validation accuracy and the time left."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, leave=True)

@@ -150,6 +150,12 @@ def extended(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> C
     return replace(corpus, parts={**corpus.parts, name: part})
 
 
+def text_corpus(texts: Sequence[str]) -> Corpus:
+    """Texts without labels as a corpus in memory, by their content."""
+    content = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return extended(Corpus("texts", False, (), {}, content), "texts", list(texts), content)
+
+
 def load(source: Source, store: Store, say: Callable[[str], None] = lambda _: None) -> Corpus:
     """Read a source into the store, or open what was read before.
 

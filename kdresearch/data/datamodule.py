@@ -99,7 +99,18 @@ class TextDataModule(LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.corpus.classes
+        """Names of the classes."""
+        return self.prepare().corpus.classes
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table that the student's ids index."""
+        return self.prepare().tokenizer.size
+
+    @property
+    def label_changes(self) -> dict[str, int]:
+        """Rows of each part whose label the source had to rewrite; a source may leave it out."""
+        return dict(getattr(self.source, "label_changes", {}))
 
     def prepare(self) -> TextDataModule:
         """Read, carve, fit and encode; what the store has is opened. Safe to call again, and in every process."""

@@ -49,7 +49,7 @@ class Imdb:
     synthetic = False
 
     def __init__(
-        self, *, path: str | Path | None = None, labels: str = "polarity", cache: str | Path | None = None
+        self, path: str | Path | None = None, *, labels: str = "polarity", cache: str | Path | None = None
     ) -> None:
         if labels not in ("polarity", "stars"):
             raise UserError(f"data.labels: {choices(labels, ('polarity', 'stars'))}")

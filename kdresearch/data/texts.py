@@ -52,7 +52,7 @@ class Texts:
             self._parts["validation"] = _paired(*validation, "validation")
         if len(unlabelled):
             self._parts["unlabelled"] = [(text, None) for text in unlabelled]
-        self.classes = tuple(sorted({label for label in _labels(self._parts)}))
+        self.classes = tuple(sorted(set(_labels(self._parts))))
 
     def key(self) -> dict[str, object]:
         content = hashlib.sha256()

@@ -107,11 +107,15 @@ def better_than_chance(accuracy: float, label: Tensor) -> bool:
     """
     if not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy must be a share from 0 to 1, not {accuracy}")
+    return bool(accuracy > majority_share(label) + 1e-6)  # an accuracy rounded to float32 is not above its own share
+
+
+def majority_share(label: Tensor) -> float:
+    """The share of the commonest class among labels [N]; UserError if no row is labelled."""
     label = label[label != UNLABELLED]
     if not len(label):
         raise UserError("no row is labelled: there is nothing to compare an accuracy with")
-    share = _mean(label == label.mode().values)
-    return bool(accuracy > share + 1e-6)  # an accuracy rounded to float32 is not above its own share
+    return _mean(label == label.mode().values)
 
 
 def _reliability(logits: Tensor, label: Tensor, bins: int) -> Reliability:

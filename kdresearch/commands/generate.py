@@ -9,9 +9,12 @@ from kdresearch.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from omegaconf import DictConfig
 
-    from kdresearch.apps.record import Chosen
+    from kdresearch.bench.context import Context
+    from kdresearch.bench.plan import Plan
+    from kdresearch.commands.compose import Composition
+    from kdresearch.data.datamodule import TextDataModule
+    from kdresearch.structures import Teacher
 
 HELP = """kdresearch generate [number=N] [show=N] [out=FILE] [OPTION=VALUE ...]: make pseudo-samples and look at them
 
@@ -64,20 +67,15 @@ def main(arguments: list[str]) -> int:
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"out={out}: there is no folder {out.absolute().parent}")
 
-    from hydra import compose, initialize_config_dir
-    from omegaconf import open_dict
+    from hydra import initialize_config_dir
 
-    from kdresearch.apps.record import Chosen
-    from kdresearch.apps.train_command import told_in_a_line
+    from kdresearch.commands.compose import compose_overrides
+    from kdresearch.commands.messages import hydra_refusals
     from kdresearch.conf_path import config_dir
 
-    with told_in_a_line(overrides), initialize_config_dir(config_dir(), version_base="1.3"):
+    with hydra_refusals(overrides), initialize_config_dir(config_dir(), version_base="1.3"):
         search = [f"hydra.searchpath={folders}"] if folders else []
-        cfg = compose("train", [*search, *overrides], return_hydra_config=True)
-        chosen = Chosen(dict(cfg.hydra.runtime.choices), overrides)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        _run(cfg, chosen, shown, out)
+        _run(compose_overrides(overrides, search), shown, out)
     return 0
 
 
@@ -88,43 +86,58 @@ def _number(name: str, text: str, least: int = 1) -> int:
     return number
 
 
-def _run(cfg: DictConfig, chosen: Chosen, shown: int, out: Path | None) -> None:
+def _run(composition: Composition, shown: int, out: Path | None) -> None:
+    import numpy as np
+
+    from kdresearch.bench.context import Context, prepare_process
+    from kdresearch.bench.data import open_data
+    from kdresearch.bench.fit import check_training
+    from kdresearch.bench.samples import add_samples, build_generator, describe_counts, teacher_probabilities
+    from kdresearch.bench.teacher import check_teacher, promise_teacher
+    from kdresearch.commands.compose import plan_of
+    from kdresearch.commands.console import progress, say
+    from kdresearch.generation.filters import KEPT, OF_TEACHER, counted
+
+    plan, context = plan_of(composition, with_teacher=True), Context(say=say, progress=progress)
+    prepare_process(plan)
+    check_training(plan)
+    if plan.samples is None:
+        option = composition.options["generator"]
+        raise UserError(f"generator={option} makes no samples: choose one with generator=NAME")
+    _, filters = build_generator(plan, plan.samples)
+    data = open_data(plan, context).prepare()
+    if plan.teacher is not None:
+        check_teacher(plan.teacher)
+        promise_teacher(plan, data.tokenizer, data.classes, context)  # refuses
+    facts = add_samples(plan, plan.samples, data, context)
+    texts = data.corpus.all_texts(data.split.generated)
+    probabilities, verdicts, counts = None, np.full(len(texts), KEPT), facts["counts"]
+    if plan.teacher is not None:
+        probabilities = teacher_probabilities(_teacher(plan, data, context), data)
+        verdicts = filters.teacher_verdicts(probabilities)
+        counts = {**facts["counts"], **counted(verdicts, OF_TEACHER)}
+    _show(texts[:shown], probabilities, verdicts, data.classes)
+    print(f"{len(texts):,} samples (pool {facts['pool']}): {describe_counts(counts)}")
+    if out is not None:
+        _write(out, texts, probabilities, verdicts, data.classes)
+        print(f"{len(texts):,} rows -> {out}")
+
+
+def _teacher(plan: Plan, data: TextDataModule, context: Context) -> Teacher:
+    """The plan's teacher, recorded on the samples, and checked on the validation rows."""
     from dataclasses import replace
 
     import numpy as np
 
-    from kdresearch.apps import pseudo_samples, train
-    from kdresearch.apps import teacher as teachers
-    from kdresearch.artifacts import Store
-    from kdresearch.generation.filters import KEPT, OF_TEACHER, counted
+    from kdresearch.bench.knowledge import obtain_knowledge
+    from kdresearch.bench.run import run
+    from kdresearch.bench.teacher import obtain_teacher
 
-    train.environment(cfg)
-    train.check(cfg)
-    if not pseudo_samples.asked(cfg):
-        raise UserError(f"generator={chosen.options['generator']} makes no samples: choose one with generator=NAME")
-    _, filters = pseudo_samples.made_of(cfg)
-    store = Store()
-    data = train.rows_of(cfg, store).prepare()
-    device = train.device_of(cfg)
-    teaches = chosen.options["teacher"] != "none" or teachers.named(cfg)
-    if teaches:
-        teachers.promise(pseudo_samples.without(cfg), chosen, store, data)  # refuses
-    facts = pseudo_samples.add(cfg, data, store, device)
-    texts = data.corpus.all_texts(data.split.generated)
-    probabilities, verdicts, counts = None, np.full(len(texts), KEPT), facts["counts"]
-    if teaches:
-        found = teachers.find(pseudo_samples.without(cfg), chosen, store, train.run)
-        none = np.empty(0, np.int64)  # what nobody looks at is not paid for
-        data.split = replace(data.split, transfer=none, test=none)
-        answers = teachers.answer(cfg, found, data, store, device, live=False, token_level=False)
-        probabilities = pseudo_samples.probabilities(answers.evaluation, data)
-        verdicts = filters.teacher_verdicts(probabilities)
-        counts = {**facts["counts"], **counted(verdicts, OF_TEACHER)}
-    _show(texts[:shown], probabilities, verdicts, data.classes)
-    print(f"{len(texts):,} samples (pool {facts['pool']}): {pseudo_samples.told(counts)}")
-    if out is not None:
-        _write(out, texts, probabilities, verdicts, data.classes)
-        print(f"{len(texts):,} rows -> {out}")
+    assert plan.teacher is not None
+    packages = obtain_teacher(plan.teacher, context, run)
+    none = np.empty(0, np.int64)  # what nobody looks at is not paid for
+    data.split = replace(data.split, transfer=none, test=none)
+    return obtain_knowledge(plan, packages, data, context, live=False, token_level=False).evaluation
 
 
 def _show(texts: list[str], probabilities: np.ndarray | None, verdicts: np.ndarray, classes: tuple[str, ...]) -> None:

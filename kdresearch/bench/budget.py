@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig
 
-from kdresearch.apps.say import say
+from kdresearch.bench.plan import Plan
 from kdresearch.errors import UserError
 
 
-def check_budget(cfg: DictConfig) -> None:
+def check_budget(plan: Plan) -> None:
     """Refuse lengths of a training that contradict each other, or none at all, and a selection that cannot be meant.
 
     Raises UserError.
     """
-    lengths = _lengths(cfg)
+    lengths = _lengths(plan)
     for name, value in lengths.items():
         least = 0 if name == "student.training.min_updates" else 1
         if value is not None and name.startswith("student.") and (int(value) != value or value < least):
@@ -32,36 +32,36 @@ def check_budget(cfg: DictConfig) -> None:
         raise UserError(
             "the training has no length: give student.training.epochs or updates, or min_epochs and min_updates"
         )
-    selection = cfg.selection
+    selection = plan.selection
     if selection.stop_after is not None and selection.patience is not None:
         raise UserError(
             f"selection.stop_after={selection.stop_after} keeps that epoch whatever the others were, and "
             f"selection.patience={selection.patience} stops by what they were: give one of them"
         )
-    for name, least in (("patience", 0), ("validations", 1)):
-        if selection[name] is not None and selection[name] < least:
-            raise UserError(f"selection.{name} must be at least {least}, or null, not {selection[name]}")
+    for name, value, least in (("patience", selection.patience, 0), ("validations", selection.validations, 1)):
+        if value is not None and value < least:
+            raise UserError(f"selection.{name} must be at least {least}, or null, not {value}")
 
 
 _EXACT = ("student.training.epochs", "trainer.max_epochs", "trainer.max_steps")
 
 
-def _lengths(cfg: DictConfig) -> dict[str, int | None]:
-    training = cfg.student.training
+def _lengths(plan: Plan) -> dict[str, int | None]:
+    training = plan.student.training
     names = ("epochs", "updates", "min_epochs", "min_updates")
-    steps = cfg.trainer.max_steps
+    steps = plan.trainer.get("max_steps", -1)
     return {f"student.training.{name}": training.get(name) for name in names} | {
-        "trainer.max_epochs": cfg.trainer.max_epochs,
+        "trainer.max_epochs": plan.trainer.get("max_epochs"),
         "trainer.max_steps": None if steps == -1 else steps,
     }
 
 
-def limits(cfg: DictConfig) -> dict[str, int]:
+def limits(plan: Plan) -> dict[str, int]:
     """What the Trainer is told beside its own settings; ``Budget`` counts the epochs once it knows the batches."""
-    updates = cfg.student.training.get("updates")
+    updates = plan.student.training.get("updates")
     if updates is not None:
         return {"max_epochs": -1, "max_steps": int(updates)}
-    return {"max_epochs": 1} if cfg.trainer.max_epochs is None else {}
+    return {"max_epochs": 1} if plan.trainer.get("max_epochs") is None else {}
 
 
 class Budget(Callback):
@@ -77,6 +77,7 @@ class Budget(Callback):
             each.
         stop_after: the epoch after which the training stops, which is validated too.
         unlabelled: share of an epoch's rows that have no label, to be told.
+        say: is called with a line about the length.
 
     Raises:
         UserError: stop_after lies beyond the last epoch.
@@ -90,22 +91,26 @@ class Budget(Callback):
         validations: int | None = None,
         stop_after: int | None = None,
         unlabelled: float = 0.0,
+        say: Callable[[str], None] = print,
     ) -> None:
+        self.say = say
         self.min_epochs, self.min_updates = min_epochs, min_updates
         self.validations, self.stop_after, self.unlabelled = validations, stop_after, unlabelled
         self._epochs = self._per_epoch = 0
         self._thins = False
 
     @classmethod
-    def of(cls, cfg: DictConfig, unlabelled: float) -> Budget:
-        training: Any = cfg.student.training
-        least = cfg.trainer.max_epochs is None and training.get("updates") is None
+    def of(cls, plan: Plan, unlabelled: float, say: Callable[[str], None]) -> Budget:
+        """The budget of a plan whose epochs have this share of rows without labels."""
+        training = plan.student.training
+        least = plan.trainer.get("max_epochs") is None and training.get("updates") is None
         return cls(
             min_epochs=training.get("min_epochs") if least else None,
             min_updates=training.get("min_updates") if least else None,
-            validations=cfg.selection.validations,
-            stop_after=cfg.selection.stop_after,
+            validations=plan.selection.validations,
+            stop_after=plan.selection.stop_after,
             unlabelled=unlabelled,
+            say=say,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -141,7 +146,7 @@ class Budget(Callback):
                 f"updates by student.training.updates={total}"
             )
         if trainer.is_global_zero:
-            say(told)
+            self.say(told)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._choose(trainer)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from kdresearch.apps.config import build
-from kdresearch.apps.record import Chosen, Record
-from kdresearch.apps.say import say
+from kdresearch.bench.context import Context
+from kdresearch.bench.fit import Fitted
+from kdresearch.bench.plan import Plan
+from kdresearch.bench.record import Record
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.tokenizers import NgramTokenizer
 from kdresearch.errors import UserError
@@ -30,31 +31,24 @@ _BY_UPDATES = ("student.training.", "optimizer", "scheduler", "trainer.max_", "t
 """How overrides begin that say how updates are made."""
 
 
-def solver_of(cfg: DictConfig, chosen: Chosen, strategy: Distiller, data: TextDataModule) -> Solver | None:
+def build_solver(plan: Plan, strategy: Distiller, data: TextDataModule, context: Context) -> Solver | None:
     """What solves this run's student; None where it is trained by updates.
 
     Raises:
         UserError: a strategy that ``solver.method=lbfgs`` cannot solve, or settings that only updates read.
     """
-    node = cfg.student.get("solver")
-    if node is None or not isinstance(strategy.student, NgramLinear):
+    if plan.student.solver is None or not isinstance(strategy.student, NgramLinear):
         return None
-    solver: Solver = build(node, "student.solver")
+    solver: Solver = plan.student.solver.build("student.solver")
     if solver.method == "none":
         return None
     if not strategy.convex:
-        what = f"{type(strategy).__name__} has, with these settings, no convex loss of each row's class scores"
+        reason = f"{type(strategy).__name__} has, with these settings, no convex loss of each row's class scores"
         if solver.method == "lbfgs":
-            raise UserError(f"student.solver.method=lbfgs: {what}: leave it to auto, which trains by updates then")
-        say(f"trained by updates: {what}")
+            raise UserError(f"student.solver.method=lbfgs: {reason}: leave it to auto, which trains by updates then")
+        context.say(f"trained by updates: {reason}")
         return None
-    unread = [part for part in chosen.overrides if part.lstrip("+").startswith(_BY_UPDATES)]
-    set_to = {"selection.patience": cfg.selection.patience, "selection.stop_after": cfg.selection.stop_after}
-    set_to["telemetry_every"] = cfg.telemetry_every
-    unread += [f"{name}={value}" for name, value in set_to.items() if value is not None]
-    if data.slices > 1:
-        unread.append("generator.fresh_every")
-    if unread:
+    if unread := _unread(plan, data):
         raise UserError(
             f"{', '.join(unread)}: this student is solved, and makes no updates; leave them out, or train it by "
             "updates with student.solver.method=none"
@@ -62,9 +56,27 @@ def solver_of(cfg: DictConfig, chosen: Chosen, strategy: Distiller, data: TextDa
     return solver
 
 
+def _unread(plan: Plan, data: TextDataModule) -> list[str]:
+    """The settings that were chosen for this run and that only updates read."""
+    typed = [part for part in plan.overrides if part.lstrip("+").startswith(_BY_UPDATES)]
+    values = {
+        "selection.patience": plan.selection.patience,
+        "selection.stop_after": plan.selection.stop_after,
+        "telemetry_every": plan.telemetry_every,
+    }
+    typed += [f"{name}={value}" for name, value in values.items() if value is not None]
+    return [*typed, "generator.fresh_every"] if data.slices > 1 else typed
+
+
 def solve(
-    cfg: DictConfig, solver: Solver, folder: Path, module: Distiller, data: TextDataModule, record: Record
-) -> tuple[int, int]:
+    plan: Plan,
+    solver: Solver,
+    module: Distiller,
+    data: TextDataModule,
+    record: Record,
+    loggers: Sequence[Logger],
+    context: Context,
+) -> Fitted:
     """Give the student the optimum of its strategy's loss on the rows of an epoch.
 
     The strength of regularisation, and the weighting of features where it is left open, are those that do best by
@@ -75,13 +87,13 @@ def solve(
     """
     student = module.student
     assert isinstance(student, NgramLinear)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
+    shutil.rmtree(record.folder / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
     record.write(status="running")
     started = time.perf_counter()
     epoch = data.epoch_rows()
     trained = np.unique(epoch)
-    rows, label = sparse_rows(data.evaluation(trained), student.vocabulary)
-    held, held_label = sparse_rows(data.evaluation(data.split.validation), student.vocabulary)
+    rows, label = sparse_rows(data.evaluation(trained), student.signature.vocabulary or 0)
+    held, held_label = sparse_rows(data.evaluation(data.split.validation), student.signature.vocabulary or 0)
     loss = ScoreLoss(module, data.evaluation(trained), epoch if len(epoch) > len(trained) else None)
     lengths = data.tokenizer.lengths if isinstance(data.tokenizer, NgramTokenizer) else None
     path = Optima(solver, student, rows, label, held, loss, lengths)
@@ -90,8 +102,8 @@ def solve(
     for number, step in enumerate(path, 1):
         metrics = task_metrics(torch.from_numpy(step.logits), truth)
         iterations += step.solution.iterations
-        _log(record, number, iterations, step, metrics)
-        value = metrics[cfg.selection.monitor.removeprefix("val/")] * (1 if cfg.selection.mode == "max" else -1)
+        _log(loggers, number, iterations, step, metrics)
+        value = metrics[plan.selection.monitor.removeprefix("val/")] * (1 if plan.selection.mode == "max" else -1)
         if (value, -metrics["nll"]) > score:
             best, kept, score = number, step, (value, -metrics["nll"])
     if kept is None:
@@ -109,11 +121,11 @@ def solve(
         "gradient": kept.solution.gradient,
     }
     took = time.perf_counter() - started
-    say(
+    context.say(
         f"solved in {iterations} iterations, {took:.1f} s: weighting {kept.weighting}, strength {kept.strength:g}"
         + (f", temperature {temperature:.3g}" if temperature is not None else "")
     )
-    return iterations, best
+    return Fitted(iterations, best)
 
 
 def _calibrated(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
@@ -131,9 +143,9 @@ def _calibrated(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
     return temperature
 
 
-def _log(record: Record, number: int, iterations: int, step: Step, metrics: dict[str, float]) -> None:
+def _log(loggers: Sequence[Logger], number: int, iterations: int, step: Step, metrics: dict[str, float]) -> None:
     row: dict[str, Any] = {f"val/{name}": metrics[name] for name in ("accuracy", "macro_f1", "nll")}
     row |= {"epoch": number - 1, "train/loss": step.solution.loss, "solver/strength": step.strength}
     row |= {"solver/gradient": step.solution.gradient, "solver/nb": float(step.weighting == "nb")}
-    for logger in record.loggers:
+    for logger in loggers:
         logger.log_metrics(row, step=iterations)

@@ -56,12 +56,12 @@ def main(arguments: list[str]) -> int:
     overrides, search = _arguments(arguments)
     from hydra import initialize_config_dir
 
-    from kdresearch.apps.train_command import told_in_a_line
+    from kdresearch.commands.messages import hydra_refusals
     from kdresearch.conf_path import config_dir
 
-    with told_in_a_line(overrides), initialize_config_dir(config_dir(), version_base="1.3"):
+    with hydra_refusals(overrides), initialize_config_dir(config_dir(), version_base="1.3"):
         folder = _tune(overrides, search)
-    from kdresearch.apps.report import report
+    from kdresearch.commands.report import report
 
     return report([folder], folder / "report")
 
@@ -86,8 +86,8 @@ def _arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _tune(overrides: list[str], search: list[str]) -> Path:
-    from kdresearch.apps.record import needs_teacher
-    from kdresearch.apps.say import say
+    from kdresearch.commands.compose import needs_teacher
+    from kdresearch.commands.console import say
 
     methods, seeds = _methods(overrides)
     folder, known = None, _known_keys(search)
@@ -149,10 +149,11 @@ def _space(cfg: DictConfig, known: frozenset[str]) -> list[Dimension]:
 
     Those of methods are drawn for a control too, so that its points are theirs in what both have.
     """
-    from kdresearch.apps.config import plain
+    from omegaconf import OmegaConf
+
     from kdresearch.bench.search import dimensions
 
-    settings = plain(cfg.tune)
+    settings: Any = OmegaConf.to_container(cfg.tune, resolve=True)
     for name in settings:
         if name not in ("trials", "search_seed", "seed", "shared", "method"):
             raise UserError(f"tune: {choices(name, ('trials', 'search_seed', 'seed', 'shared', 'method'))}")
@@ -191,12 +192,14 @@ def _trials(
     method: Method, cfg: DictConfig, search: list[str], space: Sequence[Dimension], folder: Path
 ) -> dict[str, Any]:
     """Train every trial that is not there yet; what a record says of the search."""
-    from kdresearch.apps.config import plain
-    from kdresearch.apps.record import needs_teacher
-    from kdresearch.apps.say import say
-    from kdresearch.bench.search import best, dimensions, points
+    from omegaconf import OmegaConf
 
-    settings, monitor, mode = plain(cfg.tune), str(cfg.selection.monitor), str(cfg.selection.mode)
+    from kdresearch.bench.search import best, dimensions, points
+    from kdresearch.commands.compose import needs_teacher
+    from kdresearch.commands.console import say
+
+    settings: Any = OmegaConf.to_container(cfg.tune, resolve=True)
+    monitor, mode = str(cfg.selection.monitor), str(cfg.selection.mode)
     sections = ("shared", "method") if needs_teacher(cfg) else ("shared",)
     searched = {each.key for name in sections for each in dimensions(settings.get(name) or {})}
     usable = {key for key in searched if _has(cfg, key)}
@@ -229,47 +232,31 @@ def _words(point: Mapping[str, Any]) -> list[str]:
 
 def _run(overrides: Iterable[str], folder: Path, tuning: dict[str, Any] | None = None) -> dict[str, float] | None:
     """The metrics of a run, trained unless a finished one of this identity is there; None where it diverges."""
-    from kdresearch.apps import train
-    from kdresearch.apps.record import Chosen
-    from kdresearch.apps.teacher_settings import settings_of
-    from kdresearch.artifacts import Store
-    from kdresearch.bench.identity import identity
-
-    words = list(overrides)
-    cfg, chosen = _configured(words)
-    record = _json(folder / "run.json")
-    if record.get("status") in ("finished", "diverged") and record.get("tuning") == _stored(tuning):
-        train.check(cfg)
-        if record.get("identity") == identity(settings_of(cfg, chosen, Store())):
-            return _json(folder / "metrics.json") if record["status"] == "finished" else None
-    try:
-        return train.run(cfg, folder, Chosen(chosen.options, words), tuning)
-    except Diverged:
-        return None
-
-
-def _configured(overrides: Sequence[str]) -> tuple[DictConfig, Any]:
-    from hydra import compose
     from omegaconf import open_dict
 
-    from kdresearch.apps.record import Chosen
+    from kdresearch.bench.context import Context
+    from kdresearch.bench.fit import check_training
+    from kdresearch.bench.identity import identity
+    from kdresearch.bench.schema import METRICS, RUN, read_json
+    from kdresearch.bench.settings import resolve_settings
+    from kdresearch.commands.compose import compose_overrides, plan_of
+    from kdresearch.commands.train import train
 
-    cfg = compose("train", list(overrides), return_hydra_config=True)
-    chosen = Chosen(dict(cfg.hydra.runtime.choices), list(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-        del cfg["tune"]
-    return cfg, chosen
+    composition = compose_overrides(list(overrides))
+    with open_dict(composition.cfg):
+        del composition.cfg["tune"]
+    record = read_json(folder / RUN)
+    if record.get("status") in ("finished", "diverged") and record.get("tuning") == _stored(tuning):
+        plan = plan_of(composition)
+        check_training(plan)
+        if record.get("identity") == identity(resolve_settings(plan, Context())):
+            return read_json(folder / METRICS) if record["status"] == "finished" else None
+    try:
+        return train(composition, folder, tuning).metrics
+    except Diverged:
+        return None
 
 
 def _stored(tuning: dict[str, Any] | None) -> Any:
     """As it reads once it was written."""
     return None if tuning is None else json.loads(json.dumps(tuning))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
