@@ -83,7 +83,7 @@ def test_statuses(problem: BaseException, status: int, monkeypatch: pytest.Monke
     def fail(argv: list[str]) -> int:
         raise problem
 
-    monkeypatch.setattr("kdresearch.apps.store.main", fail)
+    monkeypatch.setattr("kdresearch.commands.store.main", fail)
     assert main(["store"]) == status
 
 

@@ -20,7 +20,7 @@ import torch
 
 from kdresearch import __file__ as kdresearch
 from kdresearch import artifacts, package
-from kdresearch.apps.predict import main as predict
+from kdresearch.commands.predict import main as predict
 from kdresearch.artifacts import MANIFEST, Store, with_sum
 from kdresearch.data.tokenizers import NgramTokenizer, PretrainedTokenizer
 from kdresearch.errors import UserError

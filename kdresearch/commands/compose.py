@@ -27,6 +27,7 @@ from kdresearch.bench.plan import (
     TeacherPlan,
 )
 from kdresearch.bench.recipes import earlier_generations
+from kdresearch.commands.console import say
 from kdresearch.errors import UserError, choices
 
 SOURCES = ("recipe", "path", "id", "members", "chain")
@@ -169,7 +170,10 @@ class _Teachers:
             **{name: teacher[name] for name in _ANSWERS},
         )
         if self.generations:
-            return replace(base, chain=self._generations())
+            if self.options["teacher"] not in ("default", "none"):
+                name = f"strategy={self.options['strategy']}"
+                say(f"{name} learns from its own earlier generations: teacher={self.options['teacher']} is not used")
+            return replace(base, chain=self._generations(), name="")
         given = [name for name in SOURCES if teacher[name] is not None]
         chain: list[Recipe] = []
         if teacher["chain"] is not None:

@@ -187,7 +187,7 @@ def test_old_records_take_their_settings_from_the_configuration_beside_them(reco
 
 
 def test_trials_are_left_out_and_counted(run: Make, tmp_path: Path) -> None:
-    from kdresearch.apps.report import left_out
+    from kdresearch.commands.report import left_out
 
     run()
     for seed in (2, 3):

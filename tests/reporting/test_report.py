@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdresearch.apps.report import main
+from kdresearch.commands.report import main
 from kdresearch.errors import UserError
 from kdresearch.reporting import table
 from kdresearch.reporting.comparison import compare
@@ -193,7 +193,7 @@ def test_a_terminal_shows_the_same_table(study: Path) -> None:
 
 def test_help_shows_examples_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom kdresearch.apps.report import main\n"
+        "import sys\nfrom kdresearch.commands.report import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as stop:\n"
         "    heavy = {'torch', 'matplotlib', 'pandas', 'wandb', 'pyarrow'} & set(sys.modules)\n"
         "    sys.exit(str(heavy) if heavy or stop.code else 0)\n"

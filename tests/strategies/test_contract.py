@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from kdresearch.apps.config import build
-from kdresearch.apps.resume import RandomState
+from kdresearch.bench.resume import RandomState
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
 from kdresearch.data.datamodule import TextDataModule

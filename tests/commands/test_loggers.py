@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kdresearch.apps.loggers import make_loggers
+from kdresearch.commands.loggers import make_loggers
 from kdresearch.cli import main
 from kdresearch.errors import UserError
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.apps import predict
-from kdresearch.apps.predict import main, probabilities
+from kdresearch.commands import predict
+from kdresearch.commands.predict import main, probabilities
 from kdresearch.data.tokenizers import NgramTokenizer, WordTokenizer
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
@@ -202,7 +202,7 @@ def test_a_student_that_diverged_is_said(tmp_path: Path) -> None:
 
 def test_mistakes_are_found_before_torch_is_loaded(tmp_path: Path) -> None:
     check = (
-        "import sys\nfrom kdresearch.apps.predict import main\n"
+        "import sys\nfrom kdresearch.commands.predict import main\n"
         "for arguments in (['/no/run', 'x'], ['/no/run', ''], ['/no/run', '--file', '/no/file']):\n"
         "    try:\n        main(arguments)\n    except ValueError:\n        print('torch' in sys.modules)"
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.apps.predict import probabilities
+from kdresearch.commands.predict import probabilities
 from kdresearch.cli import main
 from kdresearch.data.reviews import Reviews
 

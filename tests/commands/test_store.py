@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdresearch.apps import store as command
-from kdresearch.apps.store import main
+from kdresearch.commands import store as command
+from kdresearch.commands.store import main
 from kdresearch.artifacts import Artifact, Store
 from kdresearch.data import corpus
 from kdresearch.data.encoding import encoded, fitted
@@ -210,7 +210,7 @@ def test_remove_asks(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_torch_is_not_needed(store: Store) -> None:
     build(store, "knowledge", 1, teacher="ab", precision="32")
     check = (
-        "import sys\nfrom kdresearch.apps.store import main\n"
+        "import sys\nfrom kdresearch.commands.store import main\n"
         "main(['list']); main(['verify']); main(['remove', 'knowledge', '-y'])\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)

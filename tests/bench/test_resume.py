@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdresearch.apps.resume import RandomState
+from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
 RUN = (
@@ -25,7 +25,7 @@ RUN = (
 # It dies in the middle of the third epoch, before the update of its fourth batch.
 KILLED = """
 import os, signal, sys
-from kdresearch.apps.resume import RandomState
+from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
 start = RandomState.on_train_batch_start

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.apps.predict import probabilities
+from kdresearch.commands.predict import probabilities
 from kdresearch.artifacts import Store
 from kdresearch.cli import main
 from kdresearch.data.corpus import text_digest

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kdresearch.apps.budget import Budget, check_budget
+from kdresearch.bench.budget import Budget, check_budget
 from kdresearch.cli import main
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
@@ -128,7 +128,7 @@ def test_patience_counts_validations(tmp_path: Path) -> None:
 # It dies in the fifth epoch, whose rows for validation are not read, or while the end within an epoch is reached.
 KILLED = """
 import os, signal, sys
-from kdresearch.apps.budget import Budget
+from kdresearch.bench.budget import Budget
 from kdresearch.cli import main
 
 ends, last = Budget.on_train_batch_end, int(sys.argv[1])

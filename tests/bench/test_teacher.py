@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdresearch import package
 from kdresearch.apps import teacher as teachers
 from kdresearch.apps import train as train_app
-from kdresearch.apps.predict import probabilities
+from kdresearch.commands.predict import probabilities
 from kdresearch.apps.record import Chosen
 from kdresearch.artifacts import Store
 from kdresearch.cli import main

@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from kdresearch import package
-from kdresearch.apps.predict import probabilities
+from kdresearch.commands.predict import probabilities
 from kdresearch.artifacts import Store
 from kdresearch.bench.identity import identity, method
 from kdresearch.cli import main
