@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,6 +23,7 @@ from kdresearch.artifacts import file_sha256, with_sum, without_sum
 from kdresearch.errors import UserError
 
 if TYPE_CHECKING:  # torch only where it is needed: a path is checked without it
+    import numpy as np
     from torch import nn
 
     from kdresearch.structures import Model
@@ -45,6 +46,35 @@ class Package:
     classes: tuple[str, ...]
     fingerprint: str
     about: dict[str, Any]
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Class probabilities [N, C] of N texts, in their order; texts of about one length are read together.
+
+        Raises:
+            UserError: the model answers with what is no number.
+        """
+        import numpy as np
+        import torch
+
+        from kdresearch.data.encoding import pad
+
+        ids, lengths = self.tokenizer.encode(list(texts))
+        rows = np.split(ids, np.cumsum(lengths)[:-1])
+        order = np.argsort(lengths, kind="stable")
+        answers = np.empty((len(texts), len(self.classes)), np.float32)
+        with torch.inference_mode():
+            for first in range(0, len(order), batch_size):
+                batch = order[first : first + batch_size]
+                logits = self.model(pad([rows[row] for row in batch], self.tokenizer.pad_id)).logits
+                assert logits is not None
+                answers[batch] = logits.float().softmax(1).numpy()
+        if not np.isfinite(answers).all():
+            raise UserError("the student answers with NaN: its training diverged")
+        return answers
+
+    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[str]:
+        """The most probable class of each text; UserError as ``probabilities``."""
+        return [self.classes[place] for place in self.probabilities(texts, batch_size).argmax(1)]
 
 
 def save(

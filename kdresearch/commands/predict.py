@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     write = _writer(form, student.classes, numbered=stream is not None)
     top = min(arguments.top or (len(student.classes) if form == "jsonl" else 1), len(student.classes))
     while chunk := list(islice(texts, _CHUNK * arguments.batch_size)):
-        answers = probabilities(student, [text for _, text in chunk], arguments.batch_size)
+        answers = student.probabilities([text for _, text in chunk], arguments.batch_size)
         order = _best(answers, top)
         best = answers[np.arange(len(answers))[:, None], order].tolist()  # plain numbers: rows of numpy's are slow
         write([
@@ -94,32 +94,6 @@ def main(argv: list[str]) -> int:
         ])  # fmt: skip
         sys.stdout.flush()
     return 0
-
-
-def probabilities(student: package.Package, texts: list[str], batch_size: int = 64) -> np.ndarray:
-    """Class probabilities [N, C] of N texts, in their order; texts of about one length are read together.
-
-    Raises:
-        UserError: the student answers with what is no number.
-    """
-    import numpy as np
-    import torch
-
-    from kdresearch.data.encoding import pad
-
-    ids, lengths = student.tokenizer.encode(texts)
-    rows = np.split(ids, np.cumsum(lengths)[:-1])
-    order = np.argsort(lengths, kind="stable")
-    found = np.empty((len(texts), len(student.classes)), np.float32)
-    with torch.inference_mode():
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            logits = student.model(pad([rows[row] for row in chosen], student.tokenizer.pad_id)).logits
-            assert logits is not None
-            found[chosen] = logits.float().softmax(1).numpy()
-    if not np.isfinite(found).all():
-        raise UserError("the student answers with NaN: its training diverged")
-    return found
 
 
 def _best(answers: np.ndarray, top: int) -> np.ndarray:

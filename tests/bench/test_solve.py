@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.commands.predict import probabilities
 from kdresearch.cli import main
 from kdresearch.data.reviews import Reviews
 
@@ -55,7 +54,7 @@ def test_a_record_says_how_it_was_solved(labels: str, tmp_path: Path) -> None:
     # The package answers as the run did.
     table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
     texts = {row.id: row.text for row in Reviews(labels=labels, train=240, test=60, unlabelled=100).rows()}
-    answers = probabilities(package.load(tmp_path / "run"), [texts[row] for row in table["id"]])
+    answers = package.load(tmp_path / "run").probabilities([texts[row] for row in table["id"]])
     expected = torch.tensor(table["student_logits"]).softmax(1)
     torch.testing.assert_close(torch.as_tensor(answers).float(), expected, atol=1e-5, rtol=1e-4)
 

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from kdresearch import package
 from kdresearch.apps import teacher as teachers
 from kdresearch.apps import train as train_app
-from kdresearch.commands.predict import probabilities
 from kdresearch.apps.record import Chosen
 from kdresearch.artifacts import Store
 from kdresearch.cli import main
@@ -408,7 +407,7 @@ def test_an_ensemble_teaches(tmp_path: Path) -> None:
     rows = [row for row in pq.read_table(tmp_path / "predictions.parquet").to_pylist() if row["split"] == "test"]
     told = torch.tensor([row["teacher_logits"] for row in rows]).softmax(1)
     texts = {row.id: row.text for row in Reviews(train=240, test=40, unlabelled=0).rows()}
-    one, two = (probabilities(package.load(folder), [texts[row["id"]] for row in rows]) for folder in facts["packages"])
+    one, two = (package.load(folder).probabilities([texts[row["id"]] for row in rows]) for folder in facts["packages"])
     np.testing.assert_allclose(told.numpy(), 0.75 * one + 0.25 * two, atol=1e-5)
     assert np.abs(one - two).max() > 0.01
     label = np.array([row["label"] for row in rows])
@@ -455,7 +454,7 @@ def test_out_of_fold_answers(tmp_path: Path) -> None:
 
     def said(rows: np.ndarray) -> np.ndarray:
         texts = [text for chunk in data.corpus.texts(rows) for text in chunk]
-        return np.stack([probabilities(package.load(folder), texts) for folder in found.folders])
+        return np.stack([package.load(folder).probabilities(texts) for folder in found.folders])
 
     answer = teachers.logits_of(answers.training, data, whole.train).softmax(1).numpy()
     each = said(whole.train)
@@ -560,7 +559,7 @@ def test_generations_teach(tmp_path: Path) -> None:
     assert facts["fingerprint"] == facts["chain"][1]["fingerprint"] == package.fingerprint(Path(last))
     logits, label, ids = told(tmp_path / "one", "validation")
     texts = {row.id: row.text for row in Reviews(train=240, test=40, unlabelled=0).rows()}
-    expected = probabilities(package.load(Path(last)), [texts[row] for row in ids])
+    expected = package.load(Path(last)).probabilities([texts[row] for row in ids])
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected, atol=1e-5)
     accuracies = [link["validation_accuracy"] for link in facts["chain"]]
     assert accuracies[1] == facts["validation_accuracy"] == float((expected.argmax(1) == label.numpy()).mean())

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.commands.predict import probabilities
 from kdresearch.artifacts import Store
 from kdresearch.cli import main
 from kdresearch.data.corpus import text_digest
@@ -264,7 +263,7 @@ def test_the_command_shows_samples_and_writes_them(tmp_path: Path, capsys: pytes
     assert table.schema.names == ["text", "p(negative)", "p(positive)", "verdict"]
     rows = table.to_pylist()
     (teacher,) = kept("teacher")
-    found = probabilities(package.load(package.located(teacher.path)), [row["text"] for row in rows])
+    found = package.load(package.located(teacher.path)).probabilities([row["text"] for row in rows])
     np.testing.assert_allclose([[row["p(negative)"], row["p(positive)"]] for row in rows], found, atol=1e-5)
     assert [row["verdict"] for row in rows] == ["kept" if max(row) >= 0.75 else "confidence" for row in found]
     good = sum(row["verdict"] == "kept" for row in rows)

@@ -14,7 +14,7 @@ import torch
 
 from kdresearch import package
 from kdresearch.commands import predict
-from kdresearch.commands.predict import main, probabilities
+from kdresearch.commands.predict import main
 from kdresearch.data.tokenizers import NgramTokenizer, WordTokenizer
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM

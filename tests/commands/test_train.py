@@ -19,7 +19,6 @@ import torch
 from omegaconf import OmegaConf
 
 from kdresearch import package
-from kdresearch.commands.predict import probabilities
 from kdresearch.artifacts import Store
 from kdresearch.bench.identity import identity, method
 from kdresearch.cli import main
@@ -172,7 +171,7 @@ def test_predictions_are_of_the_named_rows(run: Path) -> None:
     assert {given[row["id"]].part for row in rows if row["split"] == "validation"} == {"train"}
     assert all(source.classes[row["label"]] == given[row["id"]].label for row in rows)
     for side, folder in (("student", run), ("teacher", Path(read(run, "run.json")["teacher"]["packages"][0]))):
-        found = probabilities(package.load(folder), [given[row["id"]].text for row in rows])
+        found = package.load(folder).probabilities([given[row["id"]].text for row in rows])
         told = torch.tensor([row[f"{side}_logits"] for row in rows]).softmax(1).numpy()
         np.testing.assert_allclose(found, told, atol=1e-5)
 
