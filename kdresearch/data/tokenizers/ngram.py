@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kdresearch.data.tokenizers.protocol import WithoutVectors
 from kdresearch.data.tokenizers.rows import UNKNOWN, Encoded, check_lengths, cut, flat
 from kdresearch.data.tokenizers.word import load_words, train_words, word_level
 from kdresearch.errors import UserError
@@ -15,7 +16,7 @@ from kdresearch.errors import UserError
 _CHARACTERS = np.uint64(0x6368617261637465)  # what names of character n-grams begin with, so that no word has the same
 
 
-class NgramTokenizer:
+class NgramTokenizer(WithoutVectors):
     """The set of a text's word n-grams: ids of 1 to ``orders`` words in a row, each once, in no order.
 
     Exact n-grams keep the ``size`` that occur in most training rows; ``hashed`` ones fold every n-gram of known

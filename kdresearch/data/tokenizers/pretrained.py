@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from kdresearch.data.tokenizers.protocol import WithoutVectors
 from kdresearch.data.tokenizers.rows import NO_WORD, Encoded, EncodedWords, check_lengths, cut, flat, words_of
 from kdresearch.errors import UserError
 from kdresearch.hub import from_pretrained, hub_name
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(WithoutVectors):
     """Any tokenizer of a Hugging Face model, by folder or hub id.
 
     Args:

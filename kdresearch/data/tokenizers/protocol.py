@@ -28,6 +28,9 @@ class TextTokenizer(Protocol):
 
     def save(self, folder: Path) -> None: ...
 
+    def vectors(self) -> tuple[Any, Any] | None:
+        """Word vectors [V, E] that it brings and which rows have one [V]; None where it brings none."""
+
 
 class WordwiseTokenizer(TextTokenizer, Protocol):
     """One that also says which word of the original text each token belongs to."""
@@ -48,3 +51,10 @@ def gives_words(tokenizer: TextTokenizer) -> TypeGuard[WordwiseTokenizer]:
     if isinstance(tokenizer, PretrainedTokenizer):
         return tokenizer.backend is not None  # those written in Python keep no offsets
     return hasattr(tokenizer, "encode_with_words")
+
+
+class WithoutVectors:
+    """The base of tokenizers that bring no word vectors."""
+
+    def vectors(self) -> None:
+        return None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kdresearch.data.tokenizers.protocol import WithoutVectors
 from kdresearch.data.tokenizers.rows import UNKNOWN, Encoded, EncodedWords, by_words, check_lengths, cut, flat, words_of
 
 
@@ -46,7 +47,7 @@ def train_words(tokenizer: Any, texts: Iterable[list[str]], size: int, min_count
     tokenizer.train_from_iterator(texts, trainer)
 
 
-class FittedTokenizer:
+class FittedTokenizer(WithoutVectors):
     """A tokenizer in Rust that is fitted on training rows: id 0 is padding, 1 whatever it does not know.
 
     Args:
