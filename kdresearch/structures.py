@@ -5,12 +5,14 @@ Shapes: B rows, T tokens, D features, C classes, H heads, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from kdresearch.errors import UserError
 
 UNLABELLED = -1
 """The label of a row that trains by the teacher alone, and of rows that no metric counts."""
@@ -30,12 +32,15 @@ class Tokens(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows as the student reads them, and as the teacher does when it runs live."""
+    """Rows as the student reads them, and as the teacher does when it runs live; ``as_batch`` makes one of others.
 
-    index: Tensor  # type: ignore[assignment]  # [B] int64: the row's place in the corpus, by which recorded knowledge is joined
+    Text is ``Tokens``; another model's inputs are whatever it reads.
+    """
+
+    index: Any  # [B] int64: the row's place in the data, by which knowledge is joined; None where nothing says it
     label: Tensor  # [B] int64, UNLABELLED where there is none
-    student: Tokens
-    teacher: Tokens | None = None
+    student: Any
+    teacher: Any = None
 
 
 class Reading(NamedTuple):
@@ -84,9 +89,16 @@ class Signature:
     classes: tuple[str, ...] | None = None  # names of the logits, in their order, where they are known
     widths: tuple[int, ...] | None = None  # of each hidden state, where layers differ
     layout: str = "tokens"  # of hidden states: tokens [B, T, D], or map [B, D, H, W]
+    measured: bool = True  # False of a wrapped module before its first inputs: widths and layout are not known yet
+    logits: int | None = None  # C, where it is known without names
     name: str = "the model"  # in messages
     recorded: bool = False  # a teacher of which no more is there than was recorded
     members: tuple[Signature, ...] | None = None  # of an ensemble
+
+    @property
+    def class_count(self) -> int | None:
+        """C, where it is known."""
+        return self.logits if self.classes is None else len(self.classes)
 
     def width_of(self, layer: int) -> int:
         """D of hidden[layer]."""
@@ -96,18 +108,23 @@ class Signature:
 
 
 class Model(Protocol):
-    """An ``nn.Module`` that reads a batch's inputs; student or teacher alike. ``models.model.TextModel`` is the base."""
+    """An ``nn.Module`` that reads a batch's inputs; student or teacher alike; see ``models.model.TextModel``."""
 
-    signature: Signature
+    @property
+    def signature(self) -> Signature: ...
+
     config: dict[str, Any]  # plain constructor arguments, enough to build it again
 
-    def __call__(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs: ...
+    def __call__(self, inputs: Any, /, needs: frozenset[str] = LOGITS) -> Outputs: ...
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at the labelled training rows once, before training."""
 
     def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
         """Start from word vectors [V, E] where ``known`` [V] says; UserError without a table of them."""
+
+    def look_at(self, inputs: Any) -> None:
+        """Read inputs of some rows once, where the signature is not ``measured`` without them."""
 
 
 class Teacher(Protocol):
@@ -123,9 +140,76 @@ class Teacher(Protocol):
 
 def check_needs(model: Model, needs: frozenset[str]) -> None:
     """Raise ValueError where a model is asked for a field that it does not provide."""
-    fields = model.signature.fields
-    if missing := needs - fields:
+    signature = model.signature
+    if missing := needs - signature.fields:
         raise ValueError(
-            f"{type(model).__name__} does not provide {', '.join(sorted(missing))}; it provides "
-            f"{', '.join(sorted(fields))}"
+            f"{signature.name} does not provide {', '.join(sorted(missing))}; it provides "
+            f"{', '.join(sorted(signature.fields))}"
         )
+
+
+def check_signed(side: str, model: object) -> None:
+    """Raise UserError for a student or teacher without a signature, saying what makes one."""
+    if isinstance(getattr(model, "signature", None), Signature):
+        return
+    if isinstance(model, torch.nn.Module):
+        raise UserError(
+            f"{side}: {type(model).__name__} is a torch module, and what its inside gives is not known: "
+            f"kd.wrap({type(model).__name__.lower()}, hidden=[...], pooled=...) makes a {side} of it"
+        )
+    raise UserError(
+        f"{side}: {model!r} is no model: give one of kdresearch.models, kd.wrap(module)"
+        + (", or kd.load_teacher(path, data)" if side == "teacher" else "")
+    )
+
+
+LABELS = ("labels", "label")
+_FORMS = "(inputs, labels), (inputs, labels, index), a mapping with labels, or a kdresearch Batch"
+
+
+def as_batch(rows: Any) -> Batch:
+    """Rows of any loader as a ``Batch``, of which student and teacher read the same inputs.
+
+    Args:
+        rows: a ``Batch``; ``(inputs, labels)`` or ``(inputs, labels, index)``; or a mapping with ``labels`` or
+            ``label`` and perhaps ``index``, of which the rest are the inputs.
+
+    Raises:
+        UserError: anything else, or labels that are no integers [B].
+    """
+    if isinstance(rows, Batch):
+        return rows
+    index: Any = None
+    if isinstance(rows, Mapping):
+        names = [name for name in LABELS if name in rows]
+        if len(names) != 1:
+            raise UserError(f"a batch of {', '.join(map(str, rows))} needs one of {' and '.join(LABELS)}: {_FORMS}")
+        label, index = rows[names[0]], rows.get("index")
+        inputs: Any = {name: value for name, value in rows.items() if name not in (*LABELS, "index")}
+    elif isinstance(rows, list | tuple) and len(rows) in (2, 3):
+        inputs, label, *more = rows
+        index = more[0] if more else None
+    else:
+        raise UserError(f"a batch is {_FORMS}, not a {type(rows).__name__}")
+    if not isinstance(label, Tensor) or label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
+        shape = f"{label.dtype} {list(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
+        raise UserError(f"labels of a batch must be [B] integers, not {shape}")
+    return Batch(index, label.long(), inputs, inputs)
+
+
+def index_of(batch: Batch, reader: str) -> Tensor:
+    """The batch's row numbers [B].
+
+    Args:
+        reader: what needs them, in the message.
+
+    Raises:
+        UserError: the loader gives none.
+    """
+    if batch.index is None:
+        raise UserError(
+            f"{reader} knows rows by their number, and these batches have none: let the data give "
+            "(inputs, labels, index), or a mapping with index"
+        )
+    index: Tensor = batch.index
+    return index

@@ -19,6 +19,7 @@ class Task(Protocol):
     monitors: Mapping[str, str]  # what may choose the epoch, and its direction: min or max
     monitor: str  # what does, unless the selection says otherwise
     headline: str  # the test score that is told first
+    shown: frozenset[str]  # scores that the progress bar shows
 
     def running(self, classes: int) -> RunningScores:
         """Scores that are gathered batch by batch over the validation rows."""
@@ -77,6 +78,7 @@ class Classification:
     monitors: Mapping[str, str] = {"val/accuracy": "max", "val/macro_f1": "max", "val/nll": "min"}
     monitor = "val/accuracy"
     headline = "accuracy"
+    shown = frozenset({"val/accuracy", "val/nll"})
 
     def running(self, classes: int) -> RunningScores:
         return ClassificationScores(classes)

@@ -5,7 +5,7 @@ over the tokens that are real on both sides, then over layers. ``convention=`` r
 """
 
 from kdresearch.losses.attention import attention_kl, attention_mse, relation_heads, value_relation
-from kdresearch.losses.hidden import cosine, fsp, gram, hidden_mse, jacobian, nst, patient, semantic
+from kdresearch.losses.hidden import attention_transfer, cosine, fsp, gram, hidden_mse, jacobian, nst, patient, semantic
 from kdresearch.losses.logits import (
     correlation,
     decoupled,
@@ -28,6 +28,7 @@ from kdresearch.losses.relation import (
 __all__ = [
     "attention_kl",
     "attention_mse",
+    "attention_transfer",
     "contrastive",
     "correlation",
     "cosine",

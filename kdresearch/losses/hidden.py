@@ -23,6 +23,7 @@ SEMANTIC_DIVERGENCES = ("forward", "reverse")
 SEMANTIC_CONVENTIONS = ("house", "norm")
 GRAM_CONVENTIONS = ("house", "published", "mean")
 NST_CONVENTIONS = ("house", "textbrewer")
+ATTENTION_TRANSFER_CONVENTIONS = ("house", "published")
 DISTANCES = ("norm", "cosine")
 
 States = tuple[Tensor, Tensor, Tensor]
@@ -225,6 +226,37 @@ def nst(student: Layers, teacher: Layers, *, mask: Tensor | None = None, convent
         else:
             values.append(checks.mean(difference, valid.unsqueeze(1) & valid.unsqueeze(2)))
     return torch.stack(values).mean()
+
+
+def attention_transfer(
+    student: Layers, teacher: Layers, *, mask: Tensor | None = None, convention: str = "house"
+) -> Tensor:
+    """Σ_t (q_s − q_t)², mean over B and layers; q = Q / ‖Q‖₂ over the row's positions, Q = Σ_d h_d².
+
+    (AT, Zagoruyko & Komodakis 2017, eq. 1-2, with F²_sum.) Which positions of an image, or which tokens, a layer is
+    strong at; widths may differ. The paper has the norm itself, its code the square, as here.
+
+    Args:
+        student, teacher: states [B, T, D_s] and [B, T, D_t], or layers of them; T may be the H·W places of a map.
+        mask: [B, T] bool; rows with no valid token do not count.
+        convention: ``house``; ``published`` is the authors' code: the mean over positions too, summed over layers,
+            without the factor β / 2 that they weight it by.
+
+    Raises:
+        ValueError: rows or tokens that differ, layers that do not pair, a mask that is not [B, T] bool, an unknown
+            convention.
+    """
+    checks.one_of("convention", convention, ATTENTION_TRANSFER_CONVENTIONS)
+    values = []
+    for s, t in checks.layers(student, teacher):
+        s, t, valid = checks.states(s, t, mask, same_width=False)
+        rows = (checks.unit(s.square().sum(2)) - checks.unit(t.square().sum(2))).square()
+        if convention == "published":
+            values.append(checks.mean(rows, valid))
+        else:
+            values.append(checks.mean(rows.sum(1), valid.any(1)))
+    total = torch.stack(values)
+    return total.sum() if convention == "published" else total.mean()
 
 
 def jacobian(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, distance: str = "norm") -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,21 +12,22 @@ from torch import Tensor, nn
 from kdresearch.errors import UserError, choices
 from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.models.embedding import copy_vectors, uniform_table
-from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
+from kdresearch.models.model import TextModel, class_names
+from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
 POOLINGS = ("attention", "max", "mean", "last")
 
 
-class BiLSTM(nn.Module):
+class BiLSTM(TextModel):
     """Embedding, ``layers`` bidirectional LSTMs, pooling over the real tokens, linear classifier.
 
     The recurrence is that of a packed ``nn.LSTM(bidirectional=True)``: the backward direction starts at each row's
     own last token. It runs as two unidirectional LSTMs, the second on reversed rows, because training on packed
     sequences takes O(T²) time on a CPU and cannot be exported.
 
-    Shapes: ``width`` is 2·hidden_dim, of ``pooled`` and of every layer's states, but ``hidden[0]``, which is also
-    ``embeddings``, is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is the
-    attention.
+    Shapes: the signature's width is 2·hidden_dim, of ``pooled`` and of every layer's states, but ``hidden[0]``, which
+    is also ``embeddings``, is embedding_dim wide. Hidden states are those before dropout and are zero on padding; so is
+    the attention.
 
     It starts with embeddings from U(-.25, .25) as TextCNN's (Kim 2014), recurrent weights that are orthogonal in each
     gate (Saxe et al. 2014), input weights after Glorot & Bengio 2010 in each gate, and forget gates open by a bias of
@@ -33,7 +35,7 @@ class BiLSTM(nn.Module):
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
-        classes: width of the logits.
+        classes: of the logits: how many, or their names.
         embedding_dim: E.
         hidden_dim: H, units per direction.
         layers: bidirectional layers, at least one.
@@ -54,7 +56,7 @@ class BiLSTM(nn.Module):
     def __init__(
         self,
         vocabulary: int,
-        classes: int,
+        classes: int | Sequence[str],
         *,
         embedding_dim: int = 128,
         hidden_dim: int = 128,
@@ -65,6 +67,7 @@ class BiLSTM(nn.Module):
         pooling: str = "attention",
     ) -> None:
         super().__init__()
+        classes, names = class_names(classes)
         if pooling not in POOLINGS:
             raise UserError(f"pooling is {choices(pooling, POOLINGS)}")
         if layers < 1:
@@ -83,26 +86,34 @@ class BiLSTM(nn.Module):
             "pooling": pooling,
         }
         self.pooling = pooling
-        self.vocabulary = vocabulary
-        self.width = 2 * hidden_dim
-        self.depth = layers
-        self.heads = int(pooling == "attention")
-        self.embedding_width = embedding_dim
-        self.provides = LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if self.heads else set())
+        width, attends = 2 * hidden_dim, pooling == "attention"
+        self.signature = Signature(
+            LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if attends else set()),
+            width=width,
+            depth=layers,
+            heads=int(attends),
+            embedding_width=embedding_dim,
+            vocabulary=vocabulary,
+            classes=names,
+            logits=classes,
+            name=type(self).__name__,
+        )
 
-        inputs = [embedding_dim] + [self.width] * (layers - 1)
+        inputs = [embedding_dim] + [width] * (layers - 1)
         self.embedding = uniform_table(vocabulary, embedding_dim, self.EMBEDDING_BOUND)
         self.rightward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
         self.leftward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
-        if self.heads:
-            self.scorer = nn.Sequential(
-                nn.Linear(self.width, self.width), nn.Tanh(), nn.Linear(self.width, 1, bias=False)
-            )
+        if attends:
+            self.scorer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1, bias=False))
         self.dropout = nn.Dropout(dropout)
         locked = dropout if embedding_dropout is None else embedding_dropout
         self.embedding_dropout, self.word_dropout = nn.Dropout(locked), word_dropout
-        self.classifier = nn.Linear(self.width, classes)
+        self.classifier = nn.Linear(width, classes)
         self._start()
+
+    @property
+    def _attends(self) -> bool:
+        return self.pooling == "attention"
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -114,7 +125,7 @@ class BiLSTM(nn.Module):
             nn.init.zeros_(lstm.bias_ih_l0)
             nn.init.zeros_(lstm.bias_hh_l0)
             lstm.bias_ih_l0[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0  # of two that are added up
-        for part in (self.classifier, *(self.scorer if self.heads else ())):
+        for part in (self.classifier, *(self.scorer if self._attends else ())):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 if part.bias is not None:
@@ -136,7 +147,7 @@ class BiLSTM(nn.Module):
             words = tracked(words)
         with twice_differentiable() if "embeddings" in needs else nullcontext():
             hidden = self._read(words, mask)
-        attention = self._attend(hidden[-1], mask) if needs - {"hidden", "embeddings"} and self.heads else None
+        attention = self._attend(hidden[-1], mask) if needs - {"hidden", "embeddings"} and self._attends else None
         pooled = self._pool(hidden[-1], mask, attention) if needs & {"logits", "pooled"} else None
         return Outputs(
             logits=self.classifier(self.dropout(pooled)) if "logits" in needs else None,

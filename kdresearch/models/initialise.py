@@ -67,8 +67,8 @@ def copy_layers(
         own, other = getattr(mine.config, name, None), getattr(theirs.config, name, None)
         if own != other:
             raise UserError(f"the student's {name} is {own} and the teacher's {other}: {_INSTEAD}")
-    taken = _taken(layers, student.depth, teacher.depth)
-    stack = _stack(mine, student.depth, theirs, teacher.depth)
+    taken = _taken(layers, student.signature.depth, teacher.signature.depth)
+    stack = _stack(mine, student.signature.depth, theirs, teacher.signature.depth)
 
     before = mine.state_dict()
     after = {
@@ -243,10 +243,10 @@ def static_vectors(
     Raises:
         UserError: the teacher's vectors are narrower than ``width``, or all alike; it gives no vectors at all.
     """
-    field = next((each for each in ("hidden", "pooled") if each in teacher.provides), None)
+    field = next((each for each in ("hidden", "pooled") if each in teacher.signature.fields), None)
     if field is None:
-        raise UserError(f"{type(teacher).__name__} provides neither hidden nor pooled, of which word vectors are made")
-    _check_width(width, teacher.width)
+        raise UserError(f"{teacher.signature.name} provides neither hidden nor pooled, of which word vectors are made")
+    _check_width(width, teacher.signature.width)
     assert isinstance(teacher, nn.Module)
     device, training = next(teacher.parameters()).device, teacher.training
     teacher.eval()

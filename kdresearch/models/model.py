@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError
 from kdresearch.structures import Batch, Signature
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[int, tuple[str, ...] | None]:
+    """How many classes there are, and their names where they are given; UserError for fewer than one."""
+    names = None if isinstance(classes, int) else tuple(map(str, classes))
+    number = classes if isinstance(classes, int) else len(classes)
+    if number < 1 or isinstance(classes, bool | str):
+        raise UserError(f"classes must be their number or their names, not {classes!r}")
+    return number, names
 
 
 class TextModel(nn.Module):
@@ -30,3 +39,6 @@ class TextModel(nn.Module):
             UserError: the model has no table of them.
         """
         raise UserError(f"student.tokenizer.vectors: {type(self).__name__} has no word embeddings to load them into")
+
+    def look_at(self, inputs: Any) -> None:
+        """Nothing: its constructor's arguments say all of the signature."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError, choices
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Tokens, check_needs
+from kdresearch.models.model import TextModel, class_names
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Signature, Tokens, check_needs
 
 WEIGHTINGS = ("auto", "nb", "tfidf", "none")
 TFIDF_WORDS = 2  # words of the n-grams that TF-IDF reads: longer ones take too much of a row's length
 _LARGEST = 1 << 28  # weights beyond which ``auto`` does not try ``nb``, which holds as many ratios
 
 
-class NgramLinear(nn.Module):
+class NgramLinear(TextModel):
     """Logistic regression on binary n-gram features.
 
     z_c = b_c + Σ_i r_ic w_ic over the features i of the text. Two classes share one column of weights, as in binary
@@ -35,15 +36,15 @@ class NgramLinear(nn.Module):
 
     Args:
         vocabulary: V, the padding id 0 included.
-        classes: C.
+        classes: C, or their names.
         smoothing: α added to the counts of ``nb``.
     """
 
-    provides = LOGITS
-    width = depth = heads = embedding_width = 0
-
-    def __init__(self, vocabulary: int, classes: int, *, weighting: str = "auto", smoothing: float = 1.0) -> None:
+    def __init__(
+        self, vocabulary: int, classes: int | Sequence[str], *, weighting: str = "auto", smoothing: float = 1.0
+    ) -> None:
         super().__init__()
+        classes, names = class_names(classes)
         if weighting not in WEIGHTINGS:
             raise UserError(f"student.model.weighting: {choices(weighting, WEIGHTINGS)}")
         self.config: dict[str, Any] = {
@@ -52,6 +53,9 @@ class NgramLinear(nn.Module):
             "weighting": weighting,
             "smoothing": smoothing,
         }
+        self.signature = Signature(
+            LOGITS, vocabulary=vocabulary, classes=names, logits=classes, name=type(self).__name__
+        )
         self.vocabulary, self.classes, self.smoothing = vocabulary, classes, smoothing
         self.columns = 1 if classes == 2 else classes
         self.weight = nn.Embedding(vocabulary, self.columns, padding_idx=0)
@@ -164,27 +168,34 @@ def log_count_ratio(counts: Tensor, smoothing: float = 1.0) -> Tensor:
     return (ratio[:, 1:] if counts.shape[1] == 2 else ratio).float()
 
 
-class NgramBag(nn.Module):
+class NgramBag(TextModel):
     """The mean of n-gram embeddings and a linear classifier (Joulin et al. 2017, fastText).
 
     Args:
         vocabulary: V, the padding id 0 included.
-        classes: C.
+        classes: C, or their names.
         embedding_dim: D, the width of the pooled vector.
     """
 
-    provides = frozenset({"logits", "pooled"})
-    depth = heads = embedding_width = 0
-
-    def __init__(self, vocabulary: int, classes: int, *, embedding_dim: int = 32, dropout: float = 0.1) -> None:
+    def __init__(
+        self, vocabulary: int, classes: int | Sequence[str], *, embedding_dim: int = 32, dropout: float = 0.1
+    ) -> None:
         super().__init__()
+        classes, names = class_names(classes)
         self.config: dict[str, Any] = {
             "vocabulary": vocabulary,
             "classes": classes,
             "embedding_dim": embedding_dim,
             "dropout": dropout,
         }
-        self.vocabulary, self.width = vocabulary, embedding_dim
+        self.signature = Signature(
+            LOGITS | {"pooled"},
+            width=embedding_dim,
+            vocabulary=vocabulary,
+            classes=names,
+            logits=classes,
+            name=type(self).__name__,
+        )
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=0)
         nn.init.uniform_(self.embedding.weight, -1 / embedding_dim, 1 / embedding_dim)
         self.dropout = nn.Dropout(dropout)

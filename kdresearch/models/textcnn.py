@@ -12,15 +12,16 @@ from torch.nn.functional import pad
 from kdresearch.errors import UserError
 from kdresearch.models.differentiation import tracked
 from kdresearch.models.embedding import copy_vectors, uniform_table
-from kdresearch.structures import LOGITS, Outputs, Tokens, check_needs
+from kdresearch.models.model import TextModel, class_names
+from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
 
-class TextCNN(nn.Module):
+class TextCNN(TextModel):
     """The single-channel network of Kim 2014, "Convolutional Neural Networks for Sentence Classification".
 
     Each filter looks at every window of k tokens that lies within the row, and only its highest answer counts
     (eq. 2-4), so padding changes nothing. A row of fewer than k tokens is one window, filled up with zeros.
-    ``width``, of ``pooled``, is channels x number of kernel sizes.
+    The width of ``pooled`` is channels x number of kernel sizes.
 
     It starts with embeddings from U(-.25, .25) and biases of zero, as in Kim's code (github.com/yoonkim/CNN_sentence).
     Filters and classifier are drawn from U(-1/√n, 1/√n) over n inputs (LeCun et al. 1998, §4.6). There Kim has
@@ -29,7 +30,7 @@ class TextCNN(nn.Module):
 
     Args:
         vocabulary: rows of the embedding table; id 0 is padding.
-        classes: width of the logits.
+        classes: of the logits: how many, or their names.
         embedding_dim: E.
         channels: filters per kernel size.
         kernel_sizes: widths k of the windows, in tokens, each at least 1.
@@ -40,14 +41,10 @@ class TextCNN(nn.Module):
     Raises UserError without kernel sizes, or with one below 1, or with a max_norm of 0 or less.
     """
 
-    depth = 0
-    heads = 0
-    provides = LOGITS | {"pooled", "embeddings"}
-
     def __init__(
         self,
         vocabulary: int,
-        classes: int,
+        classes: int | Sequence[str],
         *,
         embedding_dim: int = 128,
         channels: int = 128,
@@ -56,6 +53,7 @@ class TextCNN(nn.Module):
         max_norm: float | None = None,
     ) -> None:
         super().__init__()
+        classes, names = class_names(classes)
         sizes = [int(size) for size in kernel_sizes]
         if not sizes or min(sizes) < 1:
             raise UserError(f"kernel_sizes is {sizes}; give one or more widths, each at least 1")
@@ -72,13 +70,19 @@ class TextCNN(nn.Module):
         }
         self.kernel_sizes = sizes
         self.max_norm = max_norm
-        self.vocabulary = vocabulary
-        self.width = channels * len(sizes)
-        self.embedding_width = embedding_dim
+        self.signature = Signature(
+            LOGITS | {"pooled", "embeddings"},
+            width=channels * len(sizes),
+            embedding_width=embedding_dim,
+            vocabulary=vocabulary,
+            classes=names,
+            logits=classes,
+            name=type(self).__name__,
+        )
         self.embedding = uniform_table(vocabulary, embedding_dim, 0.25)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_dim, channels, size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.width, classes)
+        self.classifier = nn.Linear(self.signature.width, classes)
         for part in (*self.convolutions, self.classifier):
             bound = part.weight[0].numel() ** -0.5
             nn.init.uniform_(part.weight, -bound, bound)

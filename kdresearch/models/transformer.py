@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,22 @@ from torch import Tensor, nn
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import from_pretrained, hub_name, refuse_kernels
 from kdresearch.models.differentiation import tracked, twice_differentiable
-from kdresearch.structures import FIELDS, LOGITS, Outputs, Tokens, check_needs
+from kdresearch.models.model import TextModel, class_names
+from kdresearch.structures import FIELDS, LOGITS, Outputs, Signature, Tokens, check_needs
 
 POOLINGS = ("mean", "first")
 _POOLED = frozenset({"albert", "bert", "camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 _QKV = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))  # BERT's kin, DistilBERT, MPNet
 
 
-class Transformer(nn.Module):
+class Transformer(TextModel):
     """An encoder, a pooled vector and a linear classifier.
 
     It provides ``qkv`` where the linear maps to queries, keys and values are found in each layer: BERT and its kin,
     DistilBERT, MPNet.
 
     Args:
-        classes: C.
+        classes: C, or their names.
         vocabulary: V, for an architecture that is not pretrained.
         path: a folder or hub id with pretrained weights; their architecture is used.
         architecture: a Hugging Face configuration with its ``model_type``, for a model from scratch.
@@ -41,7 +44,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         vocabulary: int | None = None,
-        classes: int = 2,
+        classes: int | Sequence[str] = 2,
         *,
         path: str | Path | None = None,
         architecture: dict[str, Any] | None = None,
@@ -52,6 +55,7 @@ class Transformer(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModel
 
+        classes, names = class_names(classes)
         if pooling not in POOLINGS:
             raise UserError(f"student.model.pooling: {choices(pooling, POOLINGS)}")
         if (path is None) == (architecture is None):
@@ -73,14 +77,10 @@ class Transformer(nn.Module):
                 self.encoder = AutoModel.from_config(known, trust_remote_code=False, **_without_pooler(known))  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
-        self.vocabulary = int(self.encoder.config.vocab_size)
-        self.width = self.embedding_width = int(self.encoder.config.hidden_size)
-        self.depth = int(self.encoder.config.num_hidden_layers)
-        self.heads = int(self.encoder.config.num_attention_heads)
-        self.provides = FIELDS - (set() if _projections(self.encoder) else {"qkv"})
+        self.signature = replace(_signature(self.encoder, FIELDS, type(self).__name__), classes=names, logits=classes)
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.width, classes)
+        self.classifier = nn.Linear(self.signature.width, classes)
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
         self.config: dict[str, Any] = {
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
         )
 
 
-class HubClassifier(nn.Module):
+class HubClassifier(TextModel):
     """Any Hugging Face sequence classifier with its own head: a teacher that others fine-tuned.
 
     It provides ``qkv`` for the same architectures as ``Transformer``.
@@ -124,12 +124,8 @@ class HubClassifier(nn.Module):
             known = AutoConfig.for_model(**(architecture or {}))
             self.model = AutoModelForSequenceClassification.from_config(known, trust_remote_code=False)  # type: ignore[no-untyped-call]
         configuration = self.model.config
-        self.vocabulary = int(configuration.vocab_size)
-        self.width = self.embedding_width = int(configuration.hidden_size)
-        self.depth = int(configuration.num_hidden_layers)
-        self.heads = int(configuration.num_attention_heads)
-        self.provides = FIELDS - {"pooled"} - (set() if _projections(self.model) else {"qkv"})
         self.classes = tuple(str(configuration.id2label[number]) for number in range(configuration.num_labels))
+        self.signature = replace(_signature(self.model, FIELDS - {"pooled"}, type(self).__name__), classes=self.classes)
         self.config: dict[str, Any] = {
             "architecture": configuration.to_diff_dict() | {"model_type": configuration.model_type}
         }
@@ -138,6 +134,21 @@ class HubClassifier(nn.Module):
         check_needs(self, needs)
         answer, fields = _run(self.model, tokens, needs)
         return Outputs(logits=answer.logits if "logits" in needs else None, mask=tokens.mask, **fields)
+
+
+def _signature(model: Any, fields: frozenset[str], name: str) -> Signature:
+    """What a Hugging Face model gives: ``fields``, without ``qkv`` where its linear maps are not found."""
+    configuration = model.config
+    width = int(configuration.hidden_size)
+    return Signature(
+        fields - (set() if _projections(model) else {"qkv"}),
+        width=width,
+        depth=int(configuration.num_hidden_layers),
+        heads=int(configuration.num_attention_heads),
+        embedding_width=width,
+        vocabulary=int(configuration.vocab_size),
+        name=name,
+    )
 
 
 def _run(model: Any, tokens: Tokens, needs: frozenset[str]) -> tuple[Any, dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
+from kdresearch.models.differentiation import tracked, twice_differentiable
 from kdresearch.models.model import TextModel
 from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
@@ -34,7 +35,8 @@ def wrap(
     Args:
         module: gives logits [B, C]: a tensor, the first of a tuple, or a field ``logits``.
         hidden: submodules whose outputs are layers 1, 2, ... of ``Outputs.hidden``: [B, T, D], or maps [B, D, H, W].
-        pooled: the one that gives the vector which the classifier reads: [B, D], or [B, D, 1, 1].
+        pooled: the one that gives the vector which the classifier reads: [B, D], or [B, D, 1, 1]; of token states
+            [B, T, D], the first token's.
         attention: those that give attention maps [B, H, T, T].
         embeddings: the one that gives layer 0, [B, T, E].
         logits: the one that gives the logits, where the module's own output is something else.
@@ -92,25 +94,29 @@ class WrappedModel(TextModel):
 
     @property
     def signature(self) -> Signature:  # type: ignore[override]
-        """Its signature; widths are 0 until it has seen inputs (``look_at``)."""
+        """What it gives; not ``measured`` until it has read inputs (``look_at``)."""
         name = type(self.module).__name__
+        depth = len(self.names["hidden"])
         return self._signature or Signature(
-            self.fields, depth=len(self.names["hidden"]), heads=self.heads, classes=self.classes, name=name
+            self.fields, depth=depth, heads=self.heads, classes=self.classes, measured=False, name=name
         )
-
-    @property
-    def measured(self) -> bool:
-        """Whether the widths are known."""
-        return self._signature is not None
 
     @torch.no_grad()
     def look_at(self, inputs: Any) -> None:
-        """Run once on inputs of some rows, for the widths of what it gives; nothing of its state changes."""
-        training = self.training
+        """Run once on inputs of some rows, for the widths of what it gives; nothing of its state changes.
+
+        Raises:
+            UserError: hidden states of two kinds, or logits that are not [B, C] or not as many as ``classes``.
+        """
+        modes = {part: part.training for part in self.modules()}
         self.eval()
-        with torch.random.fork_rng():
-            outputs = self._run(inputs, self.fields)
-        self.train(training)
+        try:
+            with torch.random.fork_rng():
+                outputs = self._run(inputs, self.fields)
+        finally:
+            for part, training in modes.items():
+                part.training = training
+        self._check_logits(outputs.logits)
         states = outputs.hidden or ()
         maps = any(state.ndim == 4 for state in states)
         if maps and not all(state.ndim == 4 for state in states[1:]):
@@ -123,10 +129,21 @@ class WrappedModel(TextModel):
             heads=self.heads,
             embedding_width=widths[0] if widths else 0,
             classes=self.classes,
+            logits=outputs.logits.shape[1],  # type: ignore[union-attr]
             widths=widths or None,
             layout="map" if maps else "tokens",
             name=type(self.module).__name__,
         )
+
+    def _check_logits(self, logits: Tensor | None) -> None:
+        name = type(self.module).__name__
+        if logits is None or logits.ndim != 2:
+            shape = None if logits is None else list(logits.shape)
+            raise UserError(
+                f"wrap: {name} gives {shape} for logits, and they are [B, C]: name their submodule (logits=)"
+            )
+        if self.classes is not None and len(self.classes) != logits.shape[1]:
+            raise UserError(f"wrap: {name} gives {logits.shape[1]} logits, and classes names {len(self.classes)}")
 
     def forward(self, inputs: Any, needs: frozenset[str] = LOGITS) -> Outputs:
         check_needs(self, needs)
@@ -140,7 +157,9 @@ class WrappedModel(TextModel):
             wanted |= set(self.names["embeddings"])
         with ExitStack() as hooks:
             for name in wanted:
-                hooks.enter_context(submodules[name].register_forward_hook(_keep(results, name)))
+                hooks.enter_context(submodules[name].register_forward_hook(_keep(results, name, "embeddings" in needs)))
+            if "embeddings" in needs:
+                hooks.enter_context(twice_differentiable())
             output = self._call(inputs)
 
         def of(field: str) -> list[Tensor]:
@@ -154,11 +173,11 @@ class WrappedModel(TextModel):
             states = (first, *layers)
         return Outputs(
             logits=logits if "logits" in needs else None,
-            pooled=of("pooled")[0].flatten(1) if "pooled" in needs else None,
+            pooled=_vector(of("pooled")[0]) if "pooled" in needs else None,
             hidden=states,
             attention=tuple(of("attention")) if "attention" in needs else None,
             embeddings=of("embeddings")[0] if "embeddings" in needs else None,
-            mask=_mask_of(inputs, states),
+            mask=_mask_of(inputs, states, results, self.names),
         )
 
     def _call(self, inputs: Any) -> Any:
@@ -177,9 +196,9 @@ def _listed(name: str | None) -> list[str]:
     return [] if name is None else [name]
 
 
-def _keep(results: dict[str, Tensor], name: str) -> Any:
+def _keep(results: dict[str, Tensor], name: str, differentiable: bool) -> Any:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-        results[name] = _tensor(output)
+        results[name] = tracked(_tensor(output)) if differentiable else _tensor(output)
 
     return hook
 
@@ -197,12 +216,24 @@ def _logits_of(output: Any) -> Tensor:
     return logits if isinstance(logits, Tensor) else _tensor(output)
 
 
-def _mask_of(inputs: Any, states: tuple[Tensor, ...] | None) -> Tensor | None:
-    """[B, T] bool: where token states are real; None for maps and where nothing says it."""
+def _vector(output: Tensor) -> Tensor:
+    """[B, D] of a vector, of a map of one place, or of the first of several tokens."""
+    return output[:, 0] if output.ndim == 3 else output.flatten(1)
+
+
+def _mask_of(
+    inputs: Any, states: tuple[Tensor, ...] | None, results: Mapping[str, Tensor], names: Mapping[str, list[str]]
+) -> Tensor | None:
+    """[B, T] bool: where tokens are real; None for maps and where nothing speaks of tokens."""
     if isinstance(inputs, Tokens):
         return inputs.mask
     if isinstance(inputs, Mapping) and isinstance(inputs.get("attention_mask"), Tensor):
-        return inputs["attention_mask"].bool()
-    if states is not None and states[-1].ndim == 3:
-        return torch.ones(states[-1].shape[:2], dtype=torch.bool, device=states[-1].device)
-    return None
+        mask: Tensor = inputs["attention_mask"].bool()
+        return mask
+    of_tokens = [state for state in states or () if state.ndim == 3]
+    of_tokens += [results[name] for name in names["embeddings"] if name in results]
+    size = next(((len(each), each.shape[1]) for each in of_tokens), None)
+    for name in names["attention"]:
+        if size is None and name in results:
+            size = (len(results[name]), results[name].shape[-1])
+    return None if size is None else torch.ones(size, dtype=torch.bool, device=next(iter(results.values())).device)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdresearch.errors import UserError, choices
 from kdresearch.losses import checks
 from kdresearch.objectives.objective import Objective
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import Batch, Outputs, Reading, Signature
 
 REPRESENTATIONS = ("logits", "pooled")
 LOGITS_SCALE = 2.0
@@ -60,14 +60,18 @@ class Adversarial(Objective):
         self.discriminator: nn.Module = nn.Identity()
         self._seen: tuple[Tensor, Tensor] | None = None
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not self.needs <= student.provides & teacher.provides:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy, which knows the objective's name
-        width = len(teacher.classes)
         if self.reads == "pooled":
             width = teacher.width
             if student.width != width:
                 self.projection = nn.Linear(student.width, width)
+        else:
+            names = teacher.classes or student.classes
+            if names is None:
+                raise UserError("reads=logits: how many they are is not known: name the student's or teacher's classes")
+            width = len(names)
         self.discriminator = nn.Sequential(
             SpectralLinear(width, self.hidden_dim), nn.LeakyReLU(0.2), SpectralLinear(self.hidden_dim, 1)
         ).requires_grad_(False)

@@ -14,7 +14,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import attention, pair, states
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import Batch, Outputs, Reading, Signature
 
 MAP_LOSSES = ("attention_kl", "attention_mse")
 INPUTS = ("probabilities", "scores")
@@ -68,7 +68,7 @@ class AttentionMaps(Objective):
         self.counts = (0, 0)  # heads of student and teacher
         self.average = self.pooling = False
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
         if teacher is None:
             return  # refused by the strategy, which knows the objective's name
         pools = {"student": pools_by_attention(student), "teacher": pools_by_attention(teacher)}
@@ -80,7 +80,7 @@ class AttentionMaps(Objective):
                 )
             for side in (side for side, does in pools.items() if does):
                 raise UserError(f"inputs=scores: the {side} pools by attention and has none: use inputs=probabilities")
-        if not self.needs <= student.provides & teacher.provides:
+        if not self.needs <= student.fields & teacher.fields:
             return
         depths = [1 if pools[side] else model.depth for side, model in (("student", student), ("teacher", teacher))]
         self.pairs = _with_attention(layer_pairs(self.layers, *depths))
@@ -91,7 +91,7 @@ class AttentionMaps(Objective):
         differ = student.heads != teacher.heads
         if self.heads == "match" and differ:
             raise UserError(
-                f"heads=match: attention heads differ, {student.heads} of the student ({type(student).__name__}), "
+                f"heads=match: attention heads differ, {student.heads} of the student ({student.name}), "
                 f"{teacher.heads} of the teacher: use heads=mean"
             )
         self.average = differ or self.heads == "mean" or self.pooling
@@ -135,13 +135,13 @@ class ValueRelation(Objective):
         self.member = member
         self.heads = 0
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not self.needs <= student.provides & teacher.provides:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy
         if student.heads != teacher.heads:
             raise UserError(
                 f"values are compared head by head, and attention heads differ: {student.heads} of the student "
-                f"({type(student).__name__}), {teacher.heads} of the teacher: use relation_heads, which regroups them"
+                f"({student.name}), {teacher.heads} of the teacher: use relation_heads, which regroups them"
             )
         self.heads = student.heads
 
@@ -191,15 +191,15 @@ class RelationHeads(Objective):
         self.places = [RELATIONS.index(name) for name in relations]
         self.pair = (0, 0)
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not self.needs <= student.provides & teacher.provides:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy
         wanted = [self.layers] if self.layers is not None else [(student.depth, teacher.depth)]
         (self.pair,) = _with_attention(layer_pairs(wanted, student.depth, teacher.depth))
         if student.width % self.heads or teacher.width % self.heads:
             raise UserError(
                 f"{self.heads} relation heads do not divide the widths, {student.width} of the student "
-                f"({type(student).__name__}) and {teacher.width} of the teacher: choose a divisor of "
+                f"({student.name}) and {teacher.width} of the teacher: choose a divisor of "
                 f"{math.gcd(student.width, teacher.width)}"
             )
 
@@ -215,9 +215,9 @@ class RelationHeads(Objective):
         )
 
 
-def pools_by_attention(model: Model | Teacher) -> bool:
+def pools_by_attention(model: Signature) -> bool:
     """Whether a model's attention is one learned query over the tokens [B, 1, 1, T], and not from token to token."""
-    return model.heads == 1 and "attention" in model.provides and "qkv" not in model.provides
+    return model.heads == 1 and "attention" in model.fields and "qkv" not in model.fields
 
 
 def _with_attention(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:

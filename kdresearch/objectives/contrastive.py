@@ -12,7 +12,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.losses import checks
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.replicas import gather
-from kdresearch.structures import UNLABELLED, Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import UNLABELLED, Batch, Outputs, Reading, Signature, index_of
 
 POOLED = frozenset({"pooled"})
 NEGATIVES = ("classes", "rows")
@@ -66,8 +66,8 @@ class Contrastive(Objective):
         self.by_class = _by_class(negatives)
         self.min_batch = 1 if queue else 2
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not (self.needs <= student.provides and self.teacher_needs <= teacher.provides):
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy
         self.projection = nn.Linear(student.width, teacher.width)
         if self.size:
@@ -80,20 +80,24 @@ class Contrastive(Objective):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
+        if self.size:
+            index = index_of(batch, "a queue of vectors")
+        else:  # without numbers, no row is another's copy
+            index = torch.arange(len(batch.label), device=batch.label.device) if batch.index is None else batch.index
         projected = self.projection(student.pooled)
         queues: dict[str, Tensor | None] = {"student": None, "teacher": None}
         mask = None
         if self.size:
             queues = {"student": self.queue, "teacher": self.student_queue}
             there = torch.arange(self.size, device=projected.device) < self.filled
-            mask = there & _negatives(batch, self.rows, self.labels, self.by_class)
+            mask = there & _negatives(index, batch.label, self.rows, self.labels, self.by_class)
         directions = [
             losses.contrastive(
                 projected,
                 teacher.pooled,
                 temperature=self.temperature,
                 anchor=anchor,
-                batch_mask=_negatives(batch, batch.index, batch.label, self.by_class),
+                batch_mask=_negatives(index, batch.label, index, batch.label, self.by_class),
                 queue=queue,
                 queue_mask=mask,
                 in_batch=self.in_batch,
@@ -101,7 +105,7 @@ class Contrastive(Objective):
             for anchor, queue in queues.items()
         ]
         if self.size and self.training:
-            self._keep(gather(teacher.pooled), gather(projected), gather(batch.index), gather(batch.label))
+            self._keep(gather(teacher.pooled), gather(projected), gather(index), gather(batch.label))
         return torch.stack(directions).mean()
 
     @torch.no_grad()
@@ -169,8 +173,8 @@ class Crd(Objective):
         self.temperature, self.member = temperature, member
         self.by_class = _by_class(negatives)
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not (self.needs <= student.provides and self.teacher_needs <= teacher.provides):
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy
         self.student_projection = nn.Linear(student.width, self.width)
         self.teacher_projection = nn.Linear(teacher.width, self.width)
@@ -184,11 +188,12 @@ class Crd(Objective):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
+        index = index_of(batch, "CRD's memory")
         student_vectors = checks.unit(self.student_projection(student.pooled).float())
         teacher_vectors = checks.unit(self.teacher_projection(teacher.pooled.to(student.pooled.dtype)).float())
-        self._take_places(gather(batch.index), gather(batch.label))
-        places = (self.rows == batch.index.unsqueeze(1)).int().argmax(1)
-        drawn = self._draw(_negatives(batch, self.rows, self.labels, self.by_class))
+        self._take_places(gather(index), gather(batch.label))
+        places = (self.rows == index.unsqueeze(1)).int().argmax(1)
+        drawn = self._draw(_negatives(index, batch.label, self.rows, self.labels, self.by_class))
         value = student_vectors.new_zeros(())
         directions = ((student_vectors, self.teacher_memory), (teacher_vectors, self.student_memory))
         for direction, (anchor, memory) in enumerate(directions):
@@ -206,7 +211,7 @@ class Crd(Objective):
                 temperature=self.temperature,
             )
         if self.training:
-            self._refresh(gather(batch.index), gather(student_vectors), gather(teacher_vectors))
+            self._refresh(gather(index), gather(student_vectors), gather(teacher_vectors))
         return value
 
     def _draw(self, allowed: Tensor) -> Tensor:
@@ -246,10 +251,10 @@ def _by_class(negatives: str) -> bool:
     return negatives == "classes"
 
 
-def _negatives(batch: Batch, rows: Tensor, labels: Tensor, by_class: bool) -> Tensor:
-    """[B, N] bool: which of N ``rows`` are negatives of the batch's: no copies, and of other classes if asked."""
-    allowed = rows != batch.index.unsqueeze(1)
+def _negatives(index: Tensor, label: Tensor, rows: Tensor, labels: Tensor, by_class: bool) -> Tensor:
+    """[B, N] bool: which of N ``rows`` are negatives of the batch's: no copies, and of other classes ``by_class``."""
+    allowed = rows != index.unsqueeze(1)
     if by_class:
-        label = batch.label.unsqueeze(1)
+        label = label.unsqueeze(1)
         allowed &= (label == UNLABELLED) | (labels == UNLABELLED) | (labels != label)
     return allowed

@@ -10,7 +10,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.losses.hidden import DISTANCES
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import pair, states
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import Batch, Outputs, Reading, Signature
 
 
 class Jacobian(Objective):
@@ -39,12 +39,12 @@ class Jacobian(Objective):
             raise UserError(f"distance: {choices(distance, DISTANCES)}")
         self.distance, self.member = distance, member
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        if teacher is None or not (self.needs <= student.provides and self.teacher_needs <= teacher.provides):
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy, which knows the objective's name
         if self.distance == "cosine" and student.embedding_width != teacher.embedding_width:
             raise UserError(
-                f"distance=cosine compares embeddings of one width, and the student's ({type(student).__name__}) are "
+                f"distance=cosine compares embeddings of one width, and the student's ({student.name}) are "
                 f"{student.embedding_width} wide and the teacher's {teacher.embedding_width}: use distance=norm"
             )
 

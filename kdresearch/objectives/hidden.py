@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdresearch import losses
 from kdresearch.errors import UserError, choices
@@ -14,18 +15,22 @@ from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import pair, states
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.structures import Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import Batch, Outputs, Reading, Signature
 
 LEVELS = ("auto", "tokens", "sentence")
 SENTENCE = ("uniform", "final")  # maps that choose no layer: sentence vectors are made of the last
 PROJECTIONS = ("auto", "linear", "none")
-FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "fsp", "gram", "nst")
-TOKENS_ONLY = ("fsp", "gram", "nst")  # relations among the tokens of a row: a sentence vector has none
-ANY_WIDTH = ("nst",)
+FEATURE_LOSSES = ("hidden_mse", "cosine", "patient", "fsp", "gram", "nst", "attention_transfer")
+TOKENS_ONLY = ("fsp", "gram", "nst", "attention_transfer")  # of the tokens of a row: a sentence vector has none
+ANY_WIDTH = ("nst", "attention_transfer")
+SHAPES = {"tokens": "token states [B, T, D]", "map": "maps [B, D, H, W]"}
+NO_MAPS = ("fsp", "gram")  # of words
 
 
 class StatePairs(nn.Module):
     """The states of mapped layers, side by side; it owns the projections of the student's to the teacher's width.
+
+    Maps [B, D, H, W] are their H·W places in the stead of tokens (``places``), and a projection is a 1x1 convolution.
 
     Args:
         layers: see ``layer_pairs``.
@@ -59,17 +64,18 @@ class StatePairs(nn.Module):
         self.shared_projection, self.embeddings = shared_projection, embeddings
         self.same_width, self.first_token = same_width, first_token
         self.pairs: list[tuple[int, int]] = []
+        self.maps = False
         self.projections = nn.ModuleList()
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"hidden" if self.level == "tokens" else "pooled"})
 
-    def bind(self, student: Model, teacher: Teacher) -> None:
+    def bind(self, student: Signature, teacher: Signature) -> None:
         """Choose the level, the pairs of layers and their projections; UserError where the widths cannot meet."""
         if self.level == "auto":
-            self.level = "tokens" if "hidden" in student.provides & teacher.provides else "sentence"
-        if not self.needs <= student.provides & teacher.provides:
+            self.level = "tokens" if "hidden" in student.fields & teacher.fields else "sentence"
+        if not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy, which knows the objective's name
         if self.level == "sentence":
             self._check_no_layers()
@@ -78,7 +84,14 @@ class StatePairs(nn.Module):
             self.pairs = layer_pairs(self.layers, student.depth, teacher.depth)
             if self.embeddings and (0, 0) not in self.pairs:
                 self.pairs.insert(0, (0, 0))
-            widths = [(_width(student, own), _width(teacher, other)) for own, other in self.pairs]
+            self.maps = _are_maps(student, teacher)
+            if self.maps and self.first_token:
+                raise UserError(
+                    f"patient compares the first token, and the hidden states of {student.name} and {teacher.name} "
+                    "are maps [B, D, H, W]: use loss=hidden_mse"
+                )
+            widths = [(student.width_of(mine), teacher.width_of(theirs)) for mine, theirs in self.pairs]
+            _check_embeddings(self.pairs, student, teacher)
         self.projections = self._projections(student, teacher, widths)
 
     def _check_no_layers(self) -> None:
@@ -92,12 +105,12 @@ class StatePairs(nn.Module):
                 f"(level={self.level}): leave it out, or use two models with hidden states"
             )
 
-    def _projections(self, student: Model, teacher: Teacher, widths: list[tuple[int, int]]) -> nn.ModuleList:
+    def _projections(self, student: Signature, teacher: Signature, widths: list[tuple[int, int]]) -> nn.ModuleList:
         wanted = [self.projection == "linear" or (self.same_width and own != other) for own, other in widths]
         if self.projection == "none" and any(wanted):
             own, other = next(pair for pair, want in zip(widths, wanted, strict=True) if want)
             raise UserError(
-                f"projection=none, and the widths differ: {own} of the student ({type(student).__name__}), {other} of "
+                f"projection=none, and the widths differ: {own} of the student ({student.name}), {other} of "
                 f"the teacher: use projection=linear"
             )
         if self.shared_projection and any(wanted):
@@ -120,7 +133,11 @@ class StatePairs(nn.Module):
         assert student.hidden is not None and teacher.hidden is not None
         own = [student.hidden[layer] for layer, _ in self.pairs]
         other = [teacher.hidden[layer] for _, layer in self.pairs]
-        if self.first_token:
+        mask: Tensor | None = None
+        if self.maps:
+            meeting = [places(mine, theirs) for mine, theirs in zip(own, other, strict=True)]
+            own, other = [mine for mine, _ in meeting], [theirs for _, theirs in meeting]
+        elif self.first_token:
             assert student.mask is not None and teacher.mask is not None
             mask = student.mask[:, :1] & teacher.mask[:, :1]
             own, other = [h[:, :1] for h in own], [h[:, :1] for h in other]
@@ -137,7 +154,8 @@ class Feature(Objective):
 
     Args:
         loss: ``hidden_mse``, ``cosine``, ``patient`` (first token), ``fsp`` (between consecutive pairs of the map, so
-            that it takes two or more: ``embeddings=true`` makes one), ``gram`` or ``nst``.
+            that it takes two or more: ``embeddings=true`` makes one), ``gram``, ``nst`` or ``attention_transfer``.
+            Of maps: ``hidden_mse``, ``cosine``, ``nst`` and ``attention_transfer``.
         layers, level, projection, shared_projection, embeddings: see ``StatePairs``.
         convention: a published variant of the loss; see there.
         member: of an ensemble, the teacher that it learns from, from 0.
@@ -176,8 +194,13 @@ class Feature(Objective):
             first_token=loss == "patient",
         )
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
         _bind_states(self, self.states, student, teacher)
+        if self.states.maps and self.name in NO_MAPS:
+            raise UserError(
+                f"loss={self.name} relates features over the words of a text, and the hidden states are maps "
+                "[B, D, H, W]: use loss=hidden_mse, cosine, nst or attention_transfer"
+            )
         if self.name == "fsp" and len(self.states.pairs) == 1:
             raise UserError(
                 f"loss=fsp is between two layers of a network, and layers={self.states.layers} pairs one "
@@ -225,7 +248,7 @@ class Semantic(Objective):
             refuse_unused(Semantic, "weight=1 is the KL term alone", **chosen, shared_projection=shared_projection)
         self.states = StatePairs(layers, level, projection, shared_projection, embeddings)
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
         _bind_states(self, self.states, student, teacher)
         self.needs |= {"logits"}
         self.teacher_needs |= {"logits"}
@@ -236,12 +259,37 @@ class Semantic(Objective):
         return self.loss(student.logits, teacher.logits, student_hidden=own, teacher_hidden=other, mask=mask)
 
 
-def _bind_states(objective: Objective, pairs: StatePairs, student: Model, teacher: Teacher | None) -> None:
+def _bind_states(objective: Objective, pairs: StatePairs, student: Signature, teacher: Signature | None) -> None:
     if teacher is not None:
         pairs.bind(student, teacher)
     objective.needs = objective.teacher_needs = pairs.needs
-    objective.needs_shared_tokens = pairs.level == "tokens" and not pairs.first_token
+    objective.needs_shared_tokens = pairs.level == "tokens" and not pairs.first_token and not pairs.maps
 
 
-def _width(model: Model | Teacher, layer: int) -> int:
-    return model.width if layer else model.embedding_width
+def places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps [B, D, H, W] as states [B, H·W, D] of the same places.
+
+    Where sizes differ, both are averaged to the smaller height and width (adaptive average pooling).
+    """
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    pooled = (each if each.shape[2:] == size else F.adaptive_avg_pool2d(each, size) for each in (student, teacher))
+    mine, theirs = (each.flatten(2).transpose(1, 2) for each in pooled)
+    return mine, theirs
+
+
+def _are_maps(student: Signature, teacher: Signature) -> bool:
+    """Whether both sides' hidden states are maps; UserError where one's are and the other's are not."""
+    if student.layout != teacher.layout:
+        raise UserError(
+            f"hidden states of {student.name} are {SHAPES[student.layout]} and those of {teacher.name} "
+            f"{SHAPES[teacher.layout]}: compare pooled vectors (level=sentence)"
+        )
+    return student.layout == "map"
+
+
+def _check_embeddings(pairs: list[tuple[int, int]], student: Signature, teacher: Signature) -> None:
+    for side, signature, layers in zip(
+        ("student", "teacher"), (student, teacher), zip(*pairs, strict=True), strict=True
+    ):
+        if 0 in layers and not signature.width_of(0):
+            raise UserError(f"layers: 0 is the embeddings, and the {side} ({signature.name}) gives none: count from 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdresearch.structures import UNLABELLED, Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import UNLABELLED, Batch, Outputs, Reading, Signature
 
 
 class Objective(nn.Module):
@@ -30,8 +30,8 @@ class Objective(nn.Module):
     needs_shared_tokens: bool = False
     member: int | None = None
 
-    def bind(self, student: Model, teacher: Teacher | None, reading: Reading) -> None:
-        """Meet the two models, once, before training: choose layers, make projections, set what is needed of whom.
+    def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Meet both models' signatures, once, before training: choose layers, make projections, set what is needed.
 
         Raises:
             UserError: the models do not fit, naming both and what would do instead.

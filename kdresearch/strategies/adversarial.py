@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from kdresearch.errors import UserError
 from kdresearch.objectives.adversarial import Adversarial
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.manual import ends_accumulation, step_by_hand
-from kdresearch.structures import Batch, Model
+from kdresearch.structures import Model, as_batch
 
 
 class AdversarialDistiller(Distiller):
@@ -43,6 +43,8 @@ class AdversarialDistiller(Distiller):
         UserError: bad settings, or weights.adversarial = 0.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "adversarial": Adversarial}
+
     def __init__(
         self,
         student: Model,
@@ -53,7 +55,7 @@ class AdversarialDistiller(Distiller):
         discriminator_smoothing: float = 0.1,
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "adversarial": 0.1},
         **wiring: Any,
     ) -> None:
         if not discriminator_learning_rate > 0:
@@ -75,6 +77,7 @@ class AdversarialDistiller(Distiller):
         return term
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
@@ -84,11 +87,11 @@ class AdversarialDistiller(Distiller):
         )
         return made if isinstance(made, dict) else {"optimizer": made}, {"optimizer": discriminator}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward(loss / accumulated)
-        self._discriminate(accumulated, len(batch.label))
+        self._discriminate(accumulated, len(as_batch(batch).label))
         if ends_accumulation(self, batch_idx):
             self._update()
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.annealed import Annealed
 from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.schedules import in_phases
 from kdresearch.structures import Batch, Model
 
@@ -36,13 +36,15 @@ class AnnealedDistiller(Distiller):
         labels: learned ``after`` that (the paper's second phase), or ``throughout``.
         label_learning_rate: what the learning rate is multiplied by in the second phase.
         monitor, mode: the validation metric by which the first phase's best epoch is known, and whether it is to be
-            ``max`` or ``min``.
+            ``max`` or ``min``; None takes the task's.
         label_smoothing: ε of the labels' term.
         weights: ``label`` and ``annealed``.
 
     Raises:
         UserError: a bad setting, or a phase in which nothing is learned.
     """
+
+    kinds: ClassVar[Kinds] = {"label": Label, "annealed": Annealed}
 
     def __init__(
         self,
@@ -53,26 +55,27 @@ class AnnealedDistiller(Distiller):
         share: float = 0.7,
         labels: str = "after",
         label_learning_rate: float = 1.0,
-        monitor: str = "val/accuracy",
-        mode: str = "max",
+        monitor: str | None = None,
+        mode: str | None = None,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 1.0, "annealed": 1.0},
         **wiring: Any,
     ) -> None:
         if not 0 < share <= 1:
             raise UserError(f"strategy.share must lie in (0, 1], not {share}")
         if labels not in LABELS:
             raise UserError(f"strategy.labels: {choices(labels, LABELS)}")
-        if mode not in ("max", "min"):
+        if mode not in (None, "max", "min"):
             raise UserError(f"strategy.mode: {choices(mode, ('max', 'min'))}")
         if not 0 < label_learning_rate < math.inf:
             raise UserError(f"strategy.label_learning_rate must be positive, not {label_learning_rate}")
         if share == 1 and label_learning_rate != 1:
             raise UserError("strategy.share=1 leaves no second phase for strategy.label_learning_rate")
         self.share, self.labels, self.label_learning_rate = share, labels, label_learning_rate
-        self.monitor, self.mode = monitor, mode
         objectives = {"label": Label(label_smoothing), "annealed": Annealed(loss, max_temperature)}
         super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        self.monitor = self.task.monitor if monitor is None else monitor
+        self.mode = self.task.monitors.get(self.monitor, "max") if mode is None else mode
         if "annealed" not in self.objectives:
             raise UserError("strategy.weights.annealed is 0 and nothing is annealed: use strategy=supervised")
         if share < 1 and "label" not in self.objectives:
@@ -112,7 +115,7 @@ class AnnealedDistiller(Distiller):
         if self._best is None or score > self._best[0]:
             self._best = score, {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         if self.share < 1 and self.global_step in self.milestones:
             if self._best is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -27,6 +27,8 @@ class AssistantDistiller(Distiller):
         weights: ``label`` and ``soft_label``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel}
+
     def __init__(
         self,
         student: Model,
@@ -34,13 +36,18 @@ class AssistantDistiller(Distiller):
         assistants: Sequence[Sequence[str]],
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5},
         **wiring: Any,
     ) -> None:
         check_assistants(assistants)
         self.assistants = [list(recipe) for recipe in assistants]
         objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
         super().__init__(student, objectives=objectives, weights=weights, **wiring)
+
+    @classmethod
+    def assistants_between(cls, settings: Mapping[str, Any]) -> list[list[str]]:
+        check_assistants(recipes := settings.get("assistants", ()))
+        return [list(recipe) for recipe in recipes]
 
 
 def check_assistants(assistants: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.attention import MAP_LOSSES, AttentionMaps, RelationHeads, ValueRelation
@@ -11,7 +11,7 @@ from kdresearch.objectives.layers import LayerMap
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 ATTENTION_LOSSES = (*MAP_LOSSES, "minilm", "relation_heads")
@@ -37,6 +37,8 @@ class AttentionDistiller(Distiller):
         UserError: an unknown loss, or a setting that it does not read.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "attention": AttentionMaps}
+
     def __init__(
         self,
         student: Model,
@@ -50,7 +52,7 @@ class AttentionDistiller(Distiller):
         relation_heads: int = 4,
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "attention": 1.0},
         **wiring: Any,
     ) -> None:
         attention: Objective

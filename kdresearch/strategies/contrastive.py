@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.contrastive import Contrastive, Crd
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 CONVENTIONS = ("house", "published")
@@ -35,6 +35,8 @@ class ContrastiveDistiller(Distiller):
         UserError: an unknown convention, a setting of the other one, no memory for the published one.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "contrastive": Contrastive}
+
     def __init__(
         self,
         student: Model,
@@ -50,7 +52,7 @@ class ContrastiveDistiller(Distiller):
         momentum: float = 0.5,
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "contrastive": 0.1},
         **wiring: Any,
     ) -> None:
         if convention not in CONVENTIONS:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Correlation, Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -19,6 +19,8 @@ class CorrelationDistiller(Distiller):
         weights: ``label`` and ``correlation``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "correlation": Correlation}
+
     def __init__(
         self,
         student: Model,
@@ -27,7 +29,7 @@ class CorrelationDistiller(Distiller):
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 1.0, "correlation": 1.0},
         **wiring: Any,
     ) -> None:
         objectives = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Decoupled, Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -22,6 +22,8 @@ class DecoupledDistiller(Distiller):
         weights: ``label`` and ``decoupled``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "decoupled": Decoupled}
+
     def __init__(
         self,
         student: Model,
@@ -30,7 +32,7 @@ class DecoupledDistiller(Distiller):
         target_weight: float = 1.0,
         nontarget_weight: float = 1.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 1.0, "decoupled": 1.0},
         **wiring: Any,
     ) -> None:
         objectives = {

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from kdresearch.errors import UserError, choices
-from kdresearch.objectives.logits import Label
+from kdresearch.errors import UserError
+from kdresearch.evaluation.task import CLASSIFICATION, Task
+from kdresearch.models.frozen import FrozenModel
 from kdresearch.objectives.objective import Objective
+from kdresearch.strategies import binding
 from kdresearch.strategies.curves import Curves
+from kdresearch.strategies.first_batch import first_batch
 from kdresearch.strategies.weights import WeightSchedule
-from kdresearch.structures import LOGITS, RECORDED, SAME, UNLABELLED, Batch, Model, Outputs, Reading, Teacher
+from kdresearch.structures import LOGITS, SAME, Batch, Model, Outputs, Reading, Teacher, as_batch, check_signed
 
+Kinds = Mapping[str, type[Objective]]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-VALIDATION_METRICS = {"val/accuracy": "max", "val/macro_f1": "max", "val/nll": "min"}
-"""What an epoch may be selected by, and where it is best."""
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 _BODY = re.compile(r"(student|peers\.\d+)\.(?!classifier\.)")  # parameters of models that are not their heads'
 
@@ -35,12 +37,15 @@ class Distiller(Curves):
     The teacher is frozen, in eval mode whatever Lightning does, and no part of this module's parameters, state dict
     or DDP buckets. Projections and other parameters of the objectives are trained, clipped and checkpointed.
 
+    Batches are any loader's: see ``structures.as_batch``. Objectives are bound to both sides' signatures at once, or,
+    where a wrapped module's are not measured yet, by the first batch of the trainer's loader before training.
+
     Args:
-        student: the model that is trained.
-        classes: C names.
+        student: the model that is trained; ``kd.wrap`` makes one of any torch module.
+        classes: C, or their names in the order of the logits; None takes what the student knows.
         objectives: the terms by name; the name is the log key ``train/NAME``.
         weights: one number for each objective, by the same name.
-        teacher: what answers for the teacher's side of the objectives.
+        teacher: what answers for the teacher's side of the objectives; a model is frozen for it.
         schedules: how weights change over the updates, by the same names; a ``WeightSchedule`` or its arguments.
         reading: how the tokens of the two sides correspond.
         batch_size: rows of a training batch, to refuse an objective that needs more; None asks nothing.
@@ -49,24 +54,28 @@ class Distiller(Curves):
         scheduler: makes the schedule from the optimizer and the number of updates; None keeps the rate.
         head_lr_scale: how many times the learning rate the classifier and the objectives' own parameters train at.
         class_weights: of each class, for every objective on gold labels (``Label``); None weighs rows alike.
+        task: what the validation rows are scored by.
 
     Raises:
-        UserError: a weight that names no objective or an objective without a weight, all weights zero, an objective
-            that needs a teacher where there is none, a field that a model lacks, more classes, more rows in a batch,
-            tokens that cannot be compared, models that do not fit each other, or class weights without a label term.
+        UserError: a model without a signature, a teacher of other classes, a weight that names no objective or an
+            objective without a weight, all weights zero, an objective that needs a teacher where there is none, a field
+            that a model lacks, more classes, more rows in a batch, tokens that cannot be compared, models that do not
+            fit each other, or class weights without a label term.
     """
 
     labelled_share: float = 0.0
     """What labelled rows are of an epoch's at least, where rows without labels are trained on as well."""
+    kinds: ClassVar[Kinds] = {}
+    """The objectives by name, as far as they are known before one is built."""
 
     def __init__(
         self,
         student: Model,
         *,
-        classes: tuple[str, ...],
+        classes: int | Sequence[str] | None = None,
         objectives: Mapping[str, Objective],
         weights: Mapping[str, float],
-        teacher: Teacher | None = None,
+        teacher: Teacher | Model | None = None,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         scheduler: SchedulerFactory | None = None,
         head_lr_scale: float = 1.0,
@@ -75,38 +84,100 @@ class Distiller(Curves):
         batch_size: int | None = None,
         telemetry_every: int | None = None,
         class_weights: Sequence[float] | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         super().__init__()
-        self.classes = tuple(classes)
-        self.weights = _checked_weights(type(self).__name__, objectives, weights)
+        check_signed("student", student)
+        assert isinstance(student, nn.Module)
+        teacher = binding.as_teacher(teacher, student)
+        self.classes = binding.class_names(classes, student, teacher)
+        self.weights = binding.check_weights(type(self).__name__, objectives, weights)
         live = {name: term for name, term in objectives.items() if self.weights[name] != 0}
-        self.schedules = _checked_schedules(schedules or {}, objectives)
+        self.schedules = binding.check_schedules(schedules or {}, objectives)
         if telemetry_every is not None and telemetry_every < 1:
             raise UserError(f"telemetry_every must be a number of updates of at least 1, not {telemetry_every}")
         self.telemetry_every = telemetry_every
+        signature = None if teacher is None else teacher.signature
         for name, term in live.items():
-            _bind(name, term, student, teacher, len(self.classes), reading, batch_size)
+            binding.check_objective(name, term, signature, len(self.classes), batch_size)
         if class_weights is not None:
-            _weigh_classes(live, class_weights)
-        assert isinstance(student, nn.Module)
+            binding.weigh_classes(live, class_weights)
         self.student = student
         self.student.train()  # pretrained models come in eval mode, and Lightning leaves it so
         self.objectives = nn.ModuleDict(live)
         # Kept out of the module tree: a registered teacher would be trained, saved and put back into train mode.
         self._frozen = (teacher,) if any(term.teacher_needs for term in live.values()) else (None,)
-        self.student_needs = LOGITS.union(*(term.needs for term in live.values()))
-        self.teacher_needs = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
+        self.reading, self.bound = reading, False
+        if all(side.signature.measured for side in (student, teacher) if side is not None):
+            self._bind()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.head_lr_scale = head_lr_scale
-        number = len(self.classes)
-        self.val_accuracy = MulticlassAccuracy(number, average="micro")
-        self.val_macro_f1 = MulticlassF1Score(number, average="macro")
-        self.val_nll = MeanMetric()
+        self.task = task
+        self.scores = task.running(len(self.classes))
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
-        """Whether these settings of the strategy take a teacher: objectives other than the label's learn from one."""
-        return any(name != "label" and weight for name, weight in settings["weights"].items())
+        """Whether the strategy with these settings, objects or plain data, has an objective that learns from a teacher.
+
+        One that neither ``kinds`` nor the settings' own ``objectives`` know is taken to do so.
+        """
+        kinds = settings.get("objectives") or cls.kinds
+        weights = settings.get("weights")
+        if weights is None:
+            default = inspect.signature(cls).parameters.get("weights")
+            weights = (
+                dict.fromkeys(kinds, 1.0) if default is None or default.default is default.empty else default.default
+            )
+        return any(weight and (name not in kinds or _learns(kinds[name])) for name, weight in weights.items())
+
+    @classmethod
+    def generations_before(cls, settings: Mapping[str, Any]) -> int:
+        """How many earlier generations of the student are trained before it, each the teacher of the next."""
+        return 0
+
+    @classmethod
+    def assistants_between(cls, settings: Mapping[str, Any]) -> list[list[str]] | None:
+        """Recipes of the models that are trained between the teacher and the student; None where there are none."""
+        return None
+
+    @property
+    def peer_models(self) -> list[nn.Module]:
+        """Models that are trained beside the student."""
+        return []
+
+    @property
+    def student_needs(self) -> frozenset[str]:
+        """Fields that are asked of the student."""
+        return LOGITS.union(*(term.needs for term in self._terms.values()))
+
+    @property
+    def teacher_needs(self) -> frozenset[str]:
+        """Fields that are asked of the teacher."""
+        return frozenset[str]().union(*(term.teacher_needs for term in self._terms.values()))
+
+    @property
+    def _terms(self) -> dict[str, Objective]:
+        return dict(self.objectives.items())  # type: ignore[arg-type]
+
+    def _bind(self) -> None:
+        """Let the objectives meet both signatures."""
+        teacher = None if self.teacher is None else self.teacher.signature
+        for name, term in self._terms.items():
+            binding.bind(name, term, self.student.signature, teacher, self.classes, self.reading)
+        self.bound = True
+
+    def setup(self, stage: str) -> None:
+        if self.bound or stage != "fit":
+            return
+        batch = as_batch(first_batch(self.trainer))
+        for side, inputs in ((self.student, batch.student), (self.teacher, batch.teacher)):
+            if side is None or side.signature.measured:
+                continue
+            if side is not self.student and not isinstance(side, FrozenModel):
+                raise UserError(f"teacher: the widths of {side.signature.name} are not known: give kd.wrap an example")
+            side.look_at(inputs)
+            binding.check_number(len(self.classes), "student" if side is self.student else "teacher", side.signature)
+        self._bind()
 
     @property
     def teacher(self) -> Teacher | None:
@@ -139,8 +210,9 @@ class Distiller(Curves):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         """The student's logits [B, C]."""
+        batch = as_batch(batch)
         logits = self.student(batch.student, LOGITS).logits
         assert logits is not None
         return logits
@@ -157,18 +229,18 @@ class Distiller(Curves):
         """The value of each objective that this update computes, unweighted."""
         live: dict[str, Any] = {name: self.objectives[name] for name in self.weights_configured()}
         student = self.student(batch.student, LOGITS.union(*(term.needs for term in live.values())))
-        asks = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
+        fields = frozenset[str]().union(*(term.teacher_needs for term in live.values()))
         teacher: Outputs | None = None
-        if self.teacher is not None and asks:
+        if self.teacher is not None and fields:
             with torch.no_grad():
-                teacher = self.teacher(batch, asks)
+                teacher = self.teacher(batch, fields)
         values = {}
         for name, term in live.items():
-            asked = teacher
+            side = teacher
             if teacher is not None and isinstance(term.member, int):
                 assert teacher.members is not None
-                asked = teacher.members[term.member]
-            values[name] = term(student, asked, batch)
+                side = teacher.members[term.member]
+            values[name] = term(student, side, batch)
         return values
 
     def weights_now(self) -> dict[str, float]:
@@ -179,7 +251,8 @@ class Distiller(Curves):
                 weights[name] *= schedule.factor(self.global_step, self.trainer.estimated_stepping_batches)
         return weights
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_batch(batch)
         terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         scheduled = {f"weight/{name}": weights[name] for name in self.schedules if name in weights}
@@ -218,23 +291,16 @@ class Distiller(Curves):
             measured[f"telemetry/cosine/{name}/{other}"] = product(name, other) / scale if scale else 0.0
         return measured
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(batch).float()
-        counted = batch.label != UNLABELLED
-        logits, label = logits[counted], batch.label[counted]
-        if not len(label):
-            return
-        self.val_accuracy.update(logits, label)
-        self.val_macro_f1.update(logits, label)
-        self.val_nll.update(nn.functional.cross_entropy(logits, label, reduction="none"))
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        batch = as_batch(batch)
+        self.scores.update(self(batch), batch.label)
 
     def on_validation_epoch_end(self) -> None:
-        metrics = (self.val_accuracy, self.val_macro_f1, self.val_nll)
-        for name, metric in zip(VALIDATION_METRICS, metrics, strict=True):
-            self.log(name, metric.compute(), prog_bar=name != "val/macro_f1")
-            metric.reset()
+        for name, value in self.scores.compute().items():
+            self.log(name, value, prog_bar=name in self.task.shown)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        batch = as_batch(batch)
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
     def forget_moments(self) -> None:
@@ -270,111 +336,8 @@ class Distiller(Curves):
         ]
 
 
-def _checked_weights(
-    strategy: str, objectives: Mapping[str, Objective], weights: Mapping[str, float]
-) -> dict[str, float]:
-    for name in weights:
-        if name not in objectives:
-            raise UserError(f"strategy.weights: {strategy} has no objective {choices(name, objectives)}")
-    for name in objectives:
-        if name not in weights:
-            raise UserError(f"strategy.weights: {strategy} needs a weight for {name!r} (it has {', '.join(weights)})")
-    checked = {name: float(weight) for name, weight in weights.items()}
-    for name, weight in checked.items():
-        if not math.isfinite(weight) or weight < 0:
-            raise UserError(f"strategy.weights.{name} must be a number of at least 0, not {weight}")
-    if not any(checked.values()):
-        raise UserError(f"strategy.weights: all of {', '.join(checked)} are 0, there is nothing to learn")
-    return checked
-
-
-def _checked_schedules(
-    schedules: Mapping[str, WeightSchedule | Mapping[str, Any]], objectives: Mapping[str, Objective]
-) -> dict[str, WeightSchedule]:
-    checked = {}
-    for name, schedule in schedules.items():
-        if name not in objectives:
-            raise UserError(f"strategy.schedules: {choices(name, objectives)}")
-        try:
-            checked[name] = schedule if isinstance(schedule, WeightSchedule) else WeightSchedule(**schedule)
-        except TypeError as error:
-            raise UserError(f"strategy.schedules.{name}: {error}") from error
-    return checked
-
-
-def _weigh_classes(objectives: Mapping[str, Objective], weights: Sequence[float]) -> None:
-    on_labels = [term for term in objectives.values() if isinstance(term, Label)]
-    if not on_labels:
-        raise UserError(
-            f"student.training.class_weights: none of {', '.join(objectives)} is the cross-entropy with gold labels: "
-            "strategy.weights.label must be above 0"
-        )
-    for term in on_labels:
-        term.class_weights = torch.tensor(weights, dtype=torch.float32)
-
-
-def _bind(
-    name: str,
-    term: Objective,
-    student: Model,
-    teacher: Teacher | None,
-    classes: int,
-    reading: Reading,
-    batch_size: int | None,
-) -> None:
-    """Let an objective meet its models; refuse in words what cannot be."""
-    if classes < term.min_classes:
-        raise UserError(
-            f"objective {name} is dead on {classes} classes: it needs at least {term.min_classes}; on fewer, "
-            "strategy=soft_label says all there is to say"
-        )
-    if batch_size is not None and batch_size < term.min_batch:
-        raise UserError(
-            f"objective {name} relates the rows of a batch and needs at least {term.min_batch}: "
-            f"student.training.batch_size is {batch_size}"
-        )
-    asked = teacher
-    if teacher is not None and term.member is not None:
-        members = getattr(teacher, "members", None)
-        if members is None or not 0 <= term.member < len(members):
-            having = f"an ensemble of {len(members)}" if members is not None else "no ensemble (teacher=ensemble)"
-            raise UserError(f"objective {name} learns from member {term.member} (from 0), and the teacher is {having}")
-        asked = members[term.member]
-    if term.teacher_needs and asked is None:
-        raise UserError(f"objective {name} needs a teacher: choose one with teacher=NAME")
-    between = f"objective {name}, of {_called(student)}"
-    if asked is not None:
-        between += f" with {_called(asked)} as its teacher"
-    try:
-        term.bind(student, asked, reading)
-    except UserError as error:
-        raise UserError(f"{between}: {error}") from error
-    sides: list[tuple[str, Model | Teacher, frozenset[str]]] = [("student", student, term.needs)]
-    if asked is not None:
-        sides.append(("teacher", asked, term.teacher_needs))
-    for side, model, needs in sides:
-        if missing := sorted(needs - model.provides):
-            raise UserError(
-                f"{between}: needs {', '.join(missing)} of the {side}, which provides only "
-                f"{', '.join(sorted(model.provides))}; {_instead(model, needs)}"
-            )
-    if term.needs_shared_tokens and asked is not None and reading.kind == "apart":
-        raise UserError(
-            f"{between}: compares tokens, and the two read different ones"
-            f"{reading.why and f' ({reading.why})'}: choose tokenizers with character offsets (word, pretrained), or "
-            "compare sentence vectors (strategy=feature strategy.level=sentence) or class scores (strategy=soft_label)"
-        )
-
-
-def _instead(model: Model | Teacher, needs: frozenset[str]) -> str:
-    """What would do where a model lacks a field."""
-    if getattr(model, "recorded", False) and not needs <= RECORDED:
-        return "of a recorded teacher no more is kept: teacher.mode=live"
-    if "pooled" in model.provides:
-        return "choose a model with layers, or compare sentence vectors (strategy=feature) or class scores (soft_label)"
-    return "choose a model with sentence vectors, or compare class scores (strategy=soft_label)"
-
-
-def _called(model: Model | Teacher) -> str:
-    """The model's own name, within whatever wraps it."""
-    return str(getattr(model, "name", type(model).__name__))
+def _learns(kind: Any) -> bool:
+    """Whether an objective, its class, or plain data with its ``_target_``, learns from a teacher."""
+    if isinstance(kind, Mapping):
+        kind = pkgutil.resolve_name(str(kind["_target_"]))
+    return bool(kind.teacher_needs)

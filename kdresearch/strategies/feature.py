@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.hidden import Feature
 from kdresearch.objectives.layers import LayerMap
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -21,6 +21,8 @@ class FeatureDistiller(Distiller):
         label_smoothing: ε of the first term.
         weights: ``label``, ``soft_label`` and ``feature``.
     """
+
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "feature": Feature}
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class FeatureDistiller(Distiller):
         convention: str = "house",
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "feature": 1.0},
         **wiring: Any,
     ) -> None:
         objectives = {

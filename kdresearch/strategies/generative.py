@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
 from kdresearch.objectives.generative import LabelledSoftLabel, PseudoSample
 from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -30,6 +30,8 @@ class GenerativeDistiller(Distiller):
         UserError: a share outside [0, 1).
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": LabelledSoftLabel, "generative": PseudoSample}
+
     def __init__(
         self,
         student: Model,
@@ -38,7 +40,7 @@ class GenerativeDistiller(Distiller):
         hard: bool = False,
         labelled_share: float = 0.5,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "generative": 1.0},
         **wiring: Any,
     ) -> None:
         if not 0 <= labelled_share < 1:

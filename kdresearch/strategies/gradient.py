@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.gradient import Jacobian
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -21,6 +21,8 @@ class GradientDistiller(Distiller):
         weights: ``label``, ``soft_label`` and ``gradient``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "gradient": Jacobian}
+
     def __init__(
         self,
         student: Model,
@@ -28,7 +30,7 @@ class GradientDistiller(Distiller):
         distance: str = "norm",
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "gradient": 1.0},
         **wiring: Any,
     ) -> None:
         objectives = {

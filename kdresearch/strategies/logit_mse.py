@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label, LogitMse
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -19,6 +19,8 @@ class LogitMseDistiller(Distiller):
         weights: ``label`` and ``logit_mse``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "logit_mse": LogitMse}
+
     def __init__(
         self,
         student: Model,
@@ -26,7 +28,7 @@ class LogitMseDistiller(Distiller):
         temperature: float = 1.0,
         convention: str = "house",
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "logit_mse": 0.5},
         **wiring: Any,
     ) -> None:
         objectives = {"label": Label(label_smoothing), "logit_mse": LogitMse(temperature, convention)}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics.classification import MulticlassAccuracy
 
 from kdresearch.errors import UserError, choices
+from kdresearch.evaluation.task import RunningScores
 from kdresearch.objectives.logits import Label
 from kdresearch.objectives.mutual import Mutual
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.manual import ends_accumulation, step_by_hand
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Outputs
+from kdresearch.structures import LOGITS, Batch, Model, Outputs, as_batch, check_signed
 
 CONVENTIONS = ("house", "published")
 
@@ -28,7 +28,7 @@ class MutualDistiller(Distiller):
     validation accuracy as ``val/accuracy/peer1``.
 
     Args:
-        peers: each makes a model of ``vocabulary`` and ``classes``; all read the student's tokens.
+        peers: models, or what makes one of ``vocabulary`` and ``classes``; all read the student's tokens.
         convention: ``house``: all take one step at a time, from what the others said before it. ``published``: on each
             batch they step in turn, the student last, and each learns from what those before it say after their step
             (algorithm 1); each peer is asked twice.
@@ -40,33 +40,45 @@ class MutualDistiller(Distiller):
         UserError: no peers, weights.mutual = 0, an unknown convention, or two networks that start as one.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "mutual": Mutual}
+
     def __init__(
         self,
         student: Model,
         *,
-        classes: tuple[str, ...],
-        peers: Sequence[Callable[..., Model]],
+        peers: Sequence[Callable[..., Model] | nn.Module],
         convention: str = "house",
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 1.0, "mutual": 1.0},
         **wiring: Any,
     ) -> None:
         if convention not in CONVENTIONS:
             raise UserError(f"strategy.convention: {choices(convention, CONVENTIONS)}")
         objectives = {"label": Label(label_smoothing), "mutual": Mutual(temperature)}
-        super().__init__(student, classes=classes, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, objectives=objectives, weights=weights, **wiring)
         if not peers or "mutual" not in self.objectives:
             raise UserError("strategy.peers and strategy.weights.mutual: without them, use strategy=supervised")
         self.convention = convention
-        made = [peer(vocabulary=student.vocabulary, classes=len(classes)) for peer in peers]
-        self.peers = nn.ModuleList(peer.train() for peer in made if isinstance(peer, nn.Module))
-        self.peer_accuracy = nn.ModuleList(MulticlassAccuracy(len(classes), average="micro") for _ in made)
+        self.peers = nn.ModuleList(self._peer(peer).train() for peer in peers)
+        self.peer_scores = nn.ModuleList(self.task.running(len(self.classes)) for _ in self.peers)
         _check_different(self.networks)
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
         return False
+
+    def _peer(self, peer: Callable[..., Model] | nn.Module) -> nn.Module:
+        """A model as it is, or one that a factory makes for the student's vocabulary."""
+        if not isinstance(peer, nn.Module):
+            peer = peer(vocabulary=self.student.signature.vocabulary, classes=len(self.classes))  # type: ignore[assignment]
+        check_signed("peer", peer)
+        assert isinstance(peer, nn.Module)
+        return peer
+
+    @property
+    def peer_models(self) -> list[nn.Module]:
+        return list(self.peers)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -79,6 +91,7 @@ class MutualDistiller(Distiller):
         return self.convention == "published"
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self.in_turn:
             step_by_hand(self, stage)
 
@@ -97,7 +110,7 @@ class MutualDistiller(Distiller):
         ]
         return [group for group in groups if group["params"]]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self.in_turn:
             return super().training_step(batch, batch_idx)
         self._updates = ends_accumulation(self, batch_idx)
@@ -178,20 +191,18 @@ class MutualDistiller(Distiller):
         """Of the student's own terms: the peers' do not reach it."""
         return super().telemetry({name: terms[name] for name in self.objectives}, weights)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        counted = batch.label != UNLABELLED
-        if counted.any():
-            for peer, metric in zip(self.peers, self.peer_accuracy, strict=True):
-                assert isinstance(metric, MulticlassAccuracy)
-                metric.update(peer(batch.student, LOGITS).logits[counted].float(), batch.label[counted])
+        batch = as_batch(batch)
+        for peer, scores in zip(self.peers, self.peer_scores, strict=True):
+            assert isinstance(scores, RunningScores)
+            scores.update(peer(batch.student, LOGITS).logits, batch.label)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        for place, metric in enumerate(self.peer_accuracy, 1):
-            assert isinstance(metric, MulticlassAccuracy)
-            self.log(_of(place, "val/accuracy"), metric.compute())
-            metric.reset()
+        for place, scores in enumerate(self.peer_scores, 1):
+            assert isinstance(scores, RunningScores)
+            self.log(_of(place, self.task.monitor), scores.compute()[self.task.monitor])
 
 
 def _of(place: int, name: str) -> str:
@@ -206,7 +217,7 @@ def _check_different(networks: Sequence[nn.Module]) -> None:
             if type(network) is not type(other) or network.config != other.config:
                 continue
             own, others = network.state_dict(), other.state_dict()
-            if all(torch.equal(value, others[name]) for name, value in own.items()):
+            if own.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in own.items()):
                 called = "the student" if before == 0 else f"peer {before}"
                 raise UserError(
                     f"strategy.peers: objective mutual is dead: {called} and peer {place} are the same "

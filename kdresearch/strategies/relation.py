@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.objectives.relation import Pkt, RkdAngle, RkdDistance, SimilarityPreserving
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 CONVENTIONAL = ("rkd_distance", "rkd_angle", "pkt")
@@ -29,6 +29,15 @@ class RelationDistiller(Distiller):
         UserError: a convention of no relation that is weighted.
     """
 
+    kinds: ClassVar[Kinds] = {
+        "label": Label,
+        "soft_label": SoftLabel,
+        "rkd_distance": RkdDistance,
+        "rkd_angle": RkdAngle,
+        "similarity_preserving": SimilarityPreserving,
+        "pkt": Pkt,
+    }
+
     def __init__(
         self,
         student: Model,
@@ -36,7 +45,14 @@ class RelationDistiller(Distiller):
         convention: str = "house",
         temperature: float = 2.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {
+            "label": 0.5,
+            "soft_label": 0.5,
+            "rkd_distance": 1.0,
+            "rkd_angle": 2.0,
+            "similarity_preserving": 0.0,
+            "pkt": 0.0,
+        },
         **wiring: Any,
     ) -> None:
         if not any(weights.get(name) for name in CONVENTIONAL):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -26,6 +27,8 @@ class SelfDistiller(Distiller):
         weights: ``label`` and ``soft_label``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel}
+
     def __init__(
         self,
         student: Model,
@@ -33,13 +36,19 @@ class SelfDistiller(Distiller):
         generations: int = 2,
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5},
         **wiring: Any,
     ) -> None:
         check_generations(generations)
         self.generations = generations
         objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
         super().__init__(student, objectives=objectives, weights=weights, **wiring)
+
+    @classmethod
+    def generations_before(cls, settings: Mapping[str, Any]) -> int:
+        default = inspect.signature(cls).parameters["generations"].default
+        check_generations(generations := settings.get("generations", default))
+        return int(generations)
 
 
 def check_generations(generations: object) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.hidden import Semantic
 from kdresearch.objectives.layers import LayerMap
 from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -22,6 +22,8 @@ class SemanticDistiller(Distiller):
         label_smoothing: ε of the first term.
         weights: ``label`` and ``semantic``.
     """
+
+    kinds: ClassVar[Kinds] = {"label": Label, "semantic": Semantic}
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class SemanticDistiller(Distiller):
         shared_projection: bool = False,
         embeddings: bool = False,
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "semantic": 0.5},
         **wiring: Any,
     ) -> None:
         semantic = Semantic(

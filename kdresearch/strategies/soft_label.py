@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -19,6 +19,8 @@ class SoftLabelDistiller(Distiller):
         weights: ``label`` and ``soft_label``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel}
+
     def __init__(
         self,
         student: Model,
@@ -28,7 +30,7 @@ class SoftLabelDistiller(Distiller):
         beta: float = 0.5,
         convention: str = "house",
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5},
         **wiring: Any,
     ) -> None:
         objectives = {

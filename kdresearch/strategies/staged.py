@@ -18,7 +18,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.objectives.objective import Objective
 from kdresearch.strategies.combined import CombinedDistiller
 from kdresearch.strategies.schedules import in_phases
-from kdresearch.structures import Batch, Model
+from kdresearch.structures import Model
 
 TRAINED = ("all", "head")
 
@@ -81,13 +81,17 @@ class StagedDistiller(CombinedDistiller):
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
-        return any(super(StagedDistiller, cls).needs_teacher(stage) for stage in settings["stages"])
+        objectives = settings["objectives"]
+        weights = [each.weights if isinstance(each, Stage) else each["weights"] for each in settings["stages"]]
+        return any(
+            super(StagedDistiller, cls).needs_teacher({"objectives": objectives, "weights": each}) for each in weights
+        )
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.milestones = self._ends(self.updates)[:-1]
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         if self.fresh_optimizer and self.global_step in self.milestones:
             self.forget_moments()
@@ -161,7 +165,7 @@ def _still(number: int, train: str | Sequence[str] | Mapping[str, int], student:
         found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             raise UserError(
-                f"{where}: {type(student).__name__} has no parameter {pattern!r}; its first and last are "
+                f"{where}: {student.signature.name} has no parameter {pattern!r}; its first and last are "
                 f"{', '.join(names[:3])}, ..., {', '.join(names[-3:])}"
             )
         trained |= found
@@ -170,16 +174,17 @@ def _still(number: int, train: str | Sequence[str] | Mapping[str, int], student:
     return frozenset(names) - trained
 
 
-def _below(where: str, train: Mapping[str, int], student: nn.Module) -> frozenset[str]:
+def _below(where: str, train: Mapping[str, int], student: Model) -> frozenset[str]:
     """The embeddings and all layers but the last: parameters in the order in which the text passes them."""
     for name in train:
         if name != "last_layers":
             raise UserError(f"{where}: {choices(name, ('last_layers',))}")
-    depth, number = int(student.depth), train.get("last_layers")  # type: ignore[arg-type]
+    depth, number = student.signature.depth, train.get("last_layers")
+    assert isinstance(student, nn.Module)
     lists = [name for name, part in student.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
     layers = {f"{name}.{place}.": place for name in lists for place in range(depth)}
     if not layers:
-        raise UserError(f"{where}: {type(student).__name__} has no list of layers; name patterns of its parameters")
+        raise UserError(f"{where}: {student.signature.name} has no list of layers; name patterns of its parameters")
     if not isinstance(number, int) or not 0 <= number <= depth:
         raise UserError(f"{where}.last_layers must lie between 0 and the student's {depth} layers, not {number}")
     still: set[str] = set()

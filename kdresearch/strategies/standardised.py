@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label, Standardised
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -19,6 +19,8 @@ class StandardisedDistiller(Distiller):
         weights: ``label`` and ``standardised``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "standardised": Standardised}
+
     def __init__(
         self,
         student: Model,
@@ -26,7 +28,7 @@ class StandardisedDistiller(Distiller):
         temperature: float = 2.0,
         convention: str = "house",
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 0.5, "standardised": 0.5},
         **wiring: Any,
     ) -> None:
         objectives = {"label": Label(label_smoothing), "standardised": Standardised(temperature, convention)}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -17,6 +17,8 @@ class SupervisedDistiller(Distiller):
         label_smoothing: ε.
         weights: ``label``.
     """
+
+    kinds: ClassVar[Kinds] = {"label": Label}
 
     def __init__(
         self,

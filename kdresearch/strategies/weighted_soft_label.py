@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kdresearch.objectives.logits import Label, WeightedSoftLabel
-from kdresearch.strategies.distiller import Distiller
+from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.structures import Model
 
 
@@ -19,6 +19,8 @@ class WeightedSoftLabelDistiller(Distiller):
         weights: ``label`` and ``weighted_soft_label``.
     """
 
+    kinds: ClassVar[Kinds] = {"label": Label, "weighted_soft_label": WeightedSoftLabel}
+
     def __init__(
         self,
         student: Model,
@@ -26,7 +28,7 @@ class WeightedSoftLabelDistiller(Distiller):
         temperature: float = 2.0,
         convention: str = "house",
         label_smoothing: float = 0.0,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = {"label": 1.0, "weighted_soft_label": 2.5},
         **wiring: Any,
     ) -> None:
         objectives = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError, choices
-from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens, index_of
 from kdresearch.teachers.ensemble import AVERAGES
 
 
@@ -49,8 +49,9 @@ class CrossFittedTeacher:
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         if needs - LOGITS:
             raise ValueError(f"a cross-fitted teacher gives logits, not {', '.join(sorted(needs - LOGITS))}")
-        device, mean_of_logits = batch.index.device, self.average == "logits"
-        unseen = self._unseen[batch.index.cpu()]  # [B, k]
+        rows_of_data = index_of(batch, "a cross-fitted teacher")
+        device, mean_of_logits = rows_of_data.device, self.average == "logits"
+        unseen = self._unseen[rows_of_data.cpu()]  # [B, k]
         classes = len(self.signature.classes or ())
         scores = torch.full((*unseen.shape, classes), 0.0 if mean_of_logits else -torch.inf, device=device)
         for number, model in enumerate(self.models):

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdresearch.artifacts import Store, digest
 from kdresearch.data.corpus import Corpus
 from kdresearch.data.encoding import EncodedRows
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher
+from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, index_of
 from kdresearch.teachers.live import LiveTeacher
 
 FORMAT = 1
@@ -75,10 +75,11 @@ class KeptTeacher:
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         assert batch.teacher is not None
-        places = self._row[batch.index.cpu().numpy()]
+        index = index_of(batch, "a teacher whose outputs are kept")
+        places = self._row[index.cpu().numpy()]
         if (places < 0).any():
-            raise KeyError(f"row {int(batch.index[int(np.argmin(places))])} was not recorded")
-        device, width = batch.index.device, batch.teacher.ids.shape[1]
+            raise KeyError(f"row {int(index[int(np.argmin(places))])} was not recorded")
+        device, width = index.device, batch.teacher.ids.shape[1]
         fields = {field: self._field(field, places, width, device) for field in needs}
         return Outputs(**fields, mask=batch.teacher.mask)
 
@@ -161,7 +162,9 @@ def _shape(field: str, leaf: Tensor, live: LiveTeacher) -> list[Any]:
     if field in ("hidden", "qkv", "sensitivity", "embeddings"):
         shape[0] = _TOKENS
     if field == "attention":
-        pools = live.signature.heads == 1 and "qkv" not in live.signature.fields  # one query, whatever the number of tokens
+        pools = (
+            live.signature.heads == 1 and "qkv" not in live.signature.fields
+        )  # one query, whatever the number of tokens
         shape[1:] = [1 if pools else _TOKENS, _TOKENS]
     return shape
 

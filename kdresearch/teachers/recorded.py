@@ -18,7 +18,7 @@ from kdresearch.artifacts import Store, digest
 from kdresearch.data.corpus import Corpus
 from kdresearch.data.encoding import pad
 from kdresearch.package import Package
-from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, index_of
 from kdresearch.teachers.live import LiveTeacher
 
 FORMAT = 1
@@ -161,10 +161,11 @@ class RecordedTeacher:
         return self._logits[rows], self._gather(rows) if self._pooled else None
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
-        device = batch.index.device
-        rows = self._row[batch.index.cpu().numpy()]
+        index = index_of(batch, "a recorded teacher")
+        device = index.device
+        rows = self._row[index.cpu().numpy()]
         if (rows < 0).any():
-            raise KeyError(f"row {int(batch.index[int(np.argmin(rows))])} was not recorded")
+            raise KeyError(f"row {int(index[int(np.argmin(rows))])} was not recorded")
         logits = torch.from_numpy(self._logits[rows]).to(device) if "logits" in needs else None
         pooled = torch.from_numpy(self._gather(rows)).to(device) if "pooled" in needs else None
         return Outputs(logits=logits, pooled=pooled)
