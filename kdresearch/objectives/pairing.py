@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdresearch.structures import Batch, Outputs
+from kdresearch.structures import Batch, Outputs, Tokens
 
 
 class Pairing(NamedTuple):
@@ -30,7 +30,7 @@ def pair(batch: Batch, student: Outputs, teacher: Outputs) -> Pairing:
         ValueError: tokens that differ, in a batch that says nothing of words.
     """
     assert student.mask is not None and teacher.mask is not None
-    own, other = batch.student.words, batch.teacher.words if batch.teacher is not None else None
+    own, other = (inputs.words if isinstance(inputs, Tokens) else None for inputs in (batch.student, batch.teacher))
     if own is None or other is None:
         if student.mask.shape != teacher.mask.shape:
             raise ValueError(

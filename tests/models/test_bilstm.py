@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import POOLINGS, BiLSTM
-from kdresearch.structures import FIELDS, Model, Outputs, Tokens
+from kdresearch.structures import FIELDS, Outputs, Tokens
 
 LENGTHS = (7, 1, 4, 9)
 
@@ -103,7 +103,7 @@ def test_padding_changes_nothing_whatever_ids_it_carries(pooling: str) -> None:
         torch.cat((batch.ids.masked_fill(~batch.mask, 17), torch.full((4, 6), 23)), dim=1),
         torch.cat((batch.mask, torch.zeros(4, 6, dtype=torch.bool)), dim=1),
     )
-    short, long = model(batch, model.provides), model(longer, model.provides)
+    short, long = model(batch, model.signature.fields), model(longer, model.signature.fields)
     torch.testing.assert_close(long.logits, short.logits)
     torch.testing.assert_close(long.pooled, short.pooled)
     for before, after in zip(short.hidden, long.hidden, strict=True):
@@ -114,8 +114,8 @@ def test_padding_changes_nothing_whatever_ids_it_carries(pooling: str) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_rows_do_not_see_each_other(pooling: str) -> None:
     model, batch, order = small(pooling=pooling), tokens(), torch.tensor([2, 0, 3, 1])
-    direct = flat(model(batch, model.provides))
-    moved = flat(model(Tokens(batch.ids[order], batch.mask[order]), model.provides))
+    direct = flat(model(batch, model.signature.fields))
+    moved = flat(model(Tokens(batch.ids[order], batch.mask[order]), model.signature.fields))
     for before, after in zip(direct, moved, strict=True):
         torch.testing.assert_close(after, before[order])
 
@@ -136,22 +136,25 @@ def test_attention_is_a_distribution_over_the_real_tokens() -> None:
 def test_row_without_tokens_pools_to_zero_and_keeps_gradients_finite(pooling: str) -> None:
     model = small(pooling=pooling)
     batch = tokens((3, 0, 5))
-    outputs = model(batch, model.provides)
+    outputs = model(batch, model.signature.fields)
     assert outputs.pooled[1].eq(0).all()
     torch.testing.assert_close(outputs.logits[1], model.classifier.bias)
     assert all(tensor[1].eq(0).all() for tensor in outputs.attention or ())
     with torch.autograd.set_detect_anomaly(True):
-        sum(tensor.square().sum() for tensor in flat(model(batch, model.provides))).backward()
+        sum(tensor.square().sum() for tensor in flat(model(batch, model.signature.fields))).backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
 def test_declares_what_it_gives() -> None:
     for pooling in POOLINGS:
         model = small(pooling=pooling)
-        assert isinstance(model, Model)
-        assert (model.width, model.depth, model.heads) == (8, 2, int(pooling == "attention"))
-        assert model.embedding_width == 5
-        assert model.provides == EVERYTHING - (set() if pooling == "attention" else {"attention"})
+        assert (model.signature.width, model.signature.depth, model.signature.heads) == (
+            8,
+            2,
+            int(pooling == "attention"),
+        )
+        assert model.signature.embedding_width == 5
+        assert model.signature.fields == EVERYTHING - (set() if pooling == "attention" else {"attention"})
     outputs = small()(tokens(), EVERYTHING)
     assert outputs.pooled.shape == (4, 8) and outputs.logits.shape == (4, 3)
     assert [state.shape[2] for state in outputs.hidden] == [5, 8, 8]

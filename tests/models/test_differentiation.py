@@ -74,7 +74,7 @@ def slope(model: Any) -> Tensor:
 @pytest.mark.parametrize("kind", SOURCE)
 def test_first_and_second_derivative_are_those_of_finite_differences(kind: str, frozen: bool) -> None:
     model = build(kind).double().eval().requires_grad_(not frozen)
-    moved = torch.zeros(2, 4, model.embedding_width, dtype=torch.double, requires_grad=True)
+    moved = torch.zeros(2, 4, model.signature.embedding_width, dtype=torch.double, requires_grad=True)
     real = tokens().mask[..., None]
 
     def logits(moved: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def test_asking_changes_no_logits_and_leaves_no_trace(kind: str) -> None:
     before = model(tokens())
     asked = model(tokens(), BOTH)
     torch.testing.assert_close(asked.logits, before.logits, atol=1e-5, rtol=0)
-    assert asked.embeddings.shape == (2, 4, model.embedding_width)
+    assert asked.embeddings.shape == (2, 4, model.signature.embedding_width)
     assert torch.equal(model(tokens()).logits, before.logits) and before.embeddings is None
     assert torch.backends.cudnn.enabled and torch.backends.cuda.flash_sdp_enabled()
     with torch.no_grad():
@@ -179,4 +179,4 @@ def test_a_pretrained_encoder(tmp_path: Path) -> None:
     source = build("bert")
     source.encoder.save_pretrained(str(tmp_path))
     model = Transformer(classes=3, path=tmp_path).eval().requires_grad_(False)
-    assert model.provides == source.provides and slope(model).any()
+    assert model.signature.fields == source.signature.fields and slope(model).any()

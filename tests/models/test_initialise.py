@@ -264,7 +264,7 @@ def test_static_vectors_are_components_of_what_the_teacher_says_of_each_word(tea
     found = static_vectors(teacher, letters, WORDS, 3, scale=0.5)
     rows = []
     for word in WORDS:
-        outputs = teacher(letters([word]), HIDDEN if "hidden" in teacher.provides else frozenset({"pooled"}))
+        outputs = teacher(letters([word]), HIDDEN if "hidden" in teacher.signature.fields else frozenset({"pooled"}))
         rows.append((outputs.pooled if outputs.hidden is None else outputs.hidden[-1].mean(1))[0].detach().numpy())
     rows = np.array(rows, np.float64)
     rows -= rows.mean(0)

@@ -9,7 +9,7 @@ import torch
 
 from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramBag, NgramLinear, log_count_ratio, sparse_rows
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Tokens
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Tokens
 
 
 def tokens(*rows: list[int], width: int = 0) -> Tokens:
@@ -148,7 +148,7 @@ def test_bag_is_the_mean_by_hand() -> None:
     expected = torch.stack([(table[1] + table[2] + table[5]) / 3, table[3], torch.zeros(4), table[1:5].mean(0)])
     torch.testing.assert_close(outputs.pooled, expected)
     torch.testing.assert_close(outputs.logits, model.classifier(expected))
-    assert model.width == 4 and model(tokens(*ROWS)).pooled is None
+    assert model.signature.width == 4 and model(tokens(*ROWS)).pooled is None
     assert not torch.equal(model.train()(tokens(*ROWS)).logits, outputs.logits)
 
 
@@ -161,9 +161,8 @@ def test_config_and_weights_make_it_again(make) -> None:
     again.load_state_dict(model.state_dict())  # the ratios come with the weights
     assert torch.equal(again(tokens(*ROWS)).logits, model(tokens(*ROWS)).logits)
     assert (
-        isinstance(model, Model)
-        and model.provides >= LOGITS
-        and model.depth == model.heads == model.embedding_width == 0
+        model.signature.fields >= LOGITS
+        and model.signature.depth == model.signature.heads == model.signature.embedding_width == 0
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kdresearch.errors import UserError
 from kdresearch.models.textcnn import TextCNN
-from kdresearch.structures import FIELDS, Model, Tokens
+from kdresearch.structures import FIELDS, Tokens
 
 LENGTHS = (8, 1, 4, 2, 11)
 BOTH = frozenset({"logits", "pooled"})
@@ -102,9 +102,13 @@ def test_gradient_is_that_of_finite_differences() -> None:
 
 def test_declares_what_it_gives() -> None:
     model = small()
-    assert isinstance(model, Model)
-    assert (model.width, model.depth, model.heads, model.embedding_width) == (18, 0, 0, 5)
-    assert model.provides == BOTH | {"embeddings"}
+    assert (model.signature.width, model.signature.depth, model.signature.heads, model.signature.embedding_width) == (
+        18,
+        0,
+        0,
+        5,
+    )
+    assert model.signature.fields == BOTH | {"embeddings"}
     outputs = model(tokens(), BOTH)
     assert outputs.pooled.shape == (5, 18) and outputs.logits.shape == (5, 3)
 

@@ -10,7 +10,7 @@ import torch
 from kdresearch.errors import UserError
 from kdresearch.models.transformer import HubClassifier, Transformer
 from kdresearch.strategies.supervised import SupervisedDistiller
-from kdresearch.structures import FIELDS, LOGITS, Batch, Model, Tokens
+from kdresearch.structures import FIELDS, LOGITS, Batch, Tokens
 
 TINY = {
     "model_type": "bert",
@@ -49,8 +49,8 @@ def hub_classifier(folder: Path) -> Path:
 def test_fields_have_the_shapes_that_the_vocabulary_says() -> None:
     model, batch = tiny(), tokens()
     outputs = model(batch, FIELDS)
-    assert (model.width, model.depth, model.heads) == (16, 2, 4) and isinstance(model, Model)
-    assert model.embedding_width == 16 and model.provides == FIELDS
+    assert (model.signature.width, model.signature.depth, model.signature.heads) == (16, 2, 4)
+    assert model.signature.embedding_width == 16 and model.signature.fields == FIELDS
     assert outputs.logits.shape == (4, 3) and outputs.pooled.shape == (4, 16)
     assert [states.shape for states in outputs.hidden] == [(4, 12, 16)] * 3
     assert [maps.shape for maps in outputs.attention] == [(4, 4, 12, 12)] * 2
@@ -119,7 +119,7 @@ def test_the_maps_follow_from_queries_and_keys_and_values_from_the_states(kind: 
     if kind == "mpnet":  # the one that adds something to the scores
         model.encoder.encoder.relative_attention_bias.weight.data.zero_()
     outputs = model(batch, FIELDS)
-    assert model.provides == FIELDS and len(outputs.qkv) == 2
+    assert model.signature.fields == FIELDS and len(outputs.qkv) == 2
     layers = zip(outputs.qkv, outputs.attention, outputs.hidden[:-1], strict=True)
     for number, ((queries, keys, values), maps, states) in enumerate(layers):
         queries, keys = (each.unflatten(2, (4, 4)).transpose(1, 2) for each in (queries, keys))  # [B, H, T, D / H]
@@ -153,12 +153,12 @@ def test_nothing_of_the_reading_stays_on_the_module() -> None:
 
 def test_where_the_maps_are_not_found_qkv_is_not_promised() -> None:
     model = tiny(architecture=TINY | {"model_type": "deberta-v2"})
-    assert model.provides == FIELDS - {"qkv"}
+    assert model.signature.fields == FIELDS - {"qkv"}
     with pytest.raises(ValueError, match="Transformer does not provide qkv; it provides attention, embeddings"):
         model(tokens(), frozenset({"qkv"}))
     grouped = TINY | {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 2}
     assert len(tiny(architecture=grouped)(tokens(), frozenset({"qkv"})).qkv) == 2
-    assert "qkv" not in tiny(architecture=grouped | {"inner_group_num": 2}).provides
+    assert "qkv" not in tiny(architecture=grouped | {"inner_group_num": 2}).signature.fields
 
 
 def test_a_saved_encoder_is_where_it_starts(tmp_path: Path) -> None:
@@ -210,14 +210,18 @@ def test_a_hub_classifier_answers_like_the_model_that_it_is(tmp_path: Path) -> N
     model = HubClassifier(path=hub_classifier(tmp_path)).eval()
     own = AutoModelForSequenceClassification.from_pretrained(str(tmp_path)).eval()
     batch = tokens()
-    assert model.classes == CLASSES and (model.width, model.depth, model.heads) == (16, 2, 4)
+    assert model.classes == CLASSES and (model.signature.width, model.signature.depth, model.signature.heads) == (
+        16,
+        2,
+        4,
+    )
     expected = own(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
     torch.testing.assert_close(model(batch).logits, expected)
     torch.testing.assert_close(model(tokens(width=20, padding=5)).logits, expected)
     outputs = model(batch, FIELDS - {"pooled"})
     assert len(outputs.hidden) == 3 and len(outputs.attention) == len(outputs.qkv) == 2
-    assert outputs.embeddings is outputs.hidden[0] and model.embedding_width == 16
-    assert model.provides == FIELDS - {"pooled"}
+    assert outputs.embeddings is outputs.hidden[0] and model.signature.embedding_width == 16
+    assert model.signature.fields == FIELDS - {"pooled"}
     torch.testing.assert_close(outputs.logits, expected)
     with pytest.raises(ValueError, match="HubClassifier does not provide pooled"):
         model(batch, frozenset({"pooled"}))

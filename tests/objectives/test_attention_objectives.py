@@ -14,25 +14,26 @@ from torch import Tensor
 from kdresearch.errors import UserError
 from kdresearch.objectives.attention import AttentionMaps, RelationHeads, ValueRelation, pools_by_attention
 from kdresearch.objectives.objective import Objective
-from kdresearch.structures import FIELDS, LOGITS, Batch, Outputs, Reading, Tokens
+from kdresearch.structures import FIELDS, LOGITS, Batch, Outputs, Reading, Signature, Tokens
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()
 SAME, WORDS = Reading(), Reading("words")
 
 
-@dataclass
-class Side:
+@dataclass(frozen=True)
+class Side(Signature):
     """What an objective is told of a model when it is bound."""
 
     heads: int = 2
     depth: int = 2
     width: int = 8
     embedding_width: int = 8
-    provides: frozenset[str] = FIELDS
+    fields: frozenset[str] = FIELDS
+    name: str = "Side"
 
 
 STUDENT, TEACHER = Side(), Side(depth=4, width=12)
-POOLING = Side(heads=1, depth=1, provides=LOGITS | {"pooled", "hidden", "attention"})
+POOLING = Side(heads=1, depth=1, fields=LOGITS | {"pooled", "hidden", "attention"})
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -286,7 +287,7 @@ def test_a_pooling_teacher_teaches_the_last_layer() -> None:
 
 def test_pooling_on_both_sides_however_deep() -> None:
     student, teacher = pooled(0), pooled(100)
-    deep = Side(heads=1, depth=3, provides=POOLING.provides)
+    deep = Side(heads=1, depth=3, fields=POOLING.fields)
     found = bound(AttentionMaps(), POOLING, deep)(student, teacher, batch())
     assert float(found) == pytest.approx(row_kl(*(side.attention[0][:, 0, 0] for side in (student, teacher))), rel=1e-9)
     assert float(bound(AttentionMaps(), deep, deep)(student, student, batch())) == pytest.approx(0, abs=1e-12)
@@ -306,8 +307,8 @@ def test_who_pools_by_attention() -> None:
     assert pools_by_attention(POOLING)
     assert not pools_by_attention(STUDENT)
     assert not pools_by_attention(Side(heads=1))  # a transformer of one head
-    assert not pools_by_attention(Side(heads=4, provides=FIELDS - {"qkv"}))  # a transformer that hides its queries
-    assert not pools_by_attention(Side(heads=0, provides=LOGITS | {"pooled"}))
+    assert not pools_by_attention(Side(heads=4, fields=FIELDS - {"qkv"}))  # a transformer that hides its queries
+    assert not pools_by_attention(Side(heads=0, fields=LOGITS | {"pooled"}))
 
 
 SCORES = AttentionMaps(inputs="scores")

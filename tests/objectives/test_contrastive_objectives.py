@@ -48,7 +48,7 @@ def bound(objective: Any) -> Any:
     torch.manual_seed(0)
     student = TextCNN(9, 2, embedding_dim=3, channels=WIDTH, kernel_sizes=(2,))
     teacher = LiveTeacher(Package(BiLSTM(9, 2, embedding_dim=3, hidden_dim=OTHER // 2), None, ("a", "b"), "", {}))
-    objective.bind(student, teacher, Reading())
+    objective.bind(student.signature, teacher.signature, Reading())
     return objective
 
 

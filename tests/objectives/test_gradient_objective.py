@@ -18,7 +18,7 @@ from kdresearch.models.textcnn import TextCNN
 from kdresearch.models.transformer import Transformer
 from kdresearch.objectives.gradient import Jacobian
 from kdresearch.package import Package
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Outputs, Reading, Tokens
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Model, Outputs, Reading, Signature, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
 VOCABULARY, CLASSES = 12, 3
@@ -28,13 +28,10 @@ LENGTHS = torch.tensor([5, 3, 4, 1])
 class Curve(nn.Module):
     """logits = mean over real tokens of tanh(e) @ W, of which every derivative is known."""
 
-    provides = LOGITS | {"embeddings"}
-    width = depth = heads = 0
-
     def __init__(self, seed: int, width: int = 4) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.embedding_width = width
+        self.signature = Signature(LOGITS | {"embeddings"}, embedding_width=width, name="Curve")
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.weight = nn.Parameter(torch.randn(width, CLASSES))
 
@@ -225,10 +222,12 @@ def test_refusals() -> None:
         Jacobian("cosin")
     narrow, wide = bilstm(0), live(bilstm(1, width=7))
     with pytest.raises(UserError, match=r"student's \(BiLSTM\) are 4 wide and the teacher's 7: use distance=norm"):
-        Jacobian("cosine").bind(narrow, wide, Reading())
-    Jacobian().bind(narrow, wide, Reading())
-    Jacobian("cosine").bind(narrow, live(bilstm(1)), Reading())
-    Jacobian("cosine").bind(NgramBag(9, 2), wide, Reading())  # what it lacks is told by the strategy
+        Jacobian("cosine").bind(narrow.signature, wide.signature, Reading())
+    Jacobian().bind(narrow.signature, wide.signature, Reading())
+    Jacobian("cosine").bind(narrow.signature, live(bilstm(1)).signature, Reading())
+    Jacobian("cosine").bind(
+        NgramBag(9, 2).signature, wide.signature, Reading()
+    )  # what it lacks is told by the strategy
     objective = Jacobian(member=1)
     assert (objective.needs, objective.teacher_needs) == ({"logits", "embeddings"}, {"logits", "sensitivity"})
     assert objective.needs_shared_tokens and not objective.needs_labels

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdresearch import losses
 from kdresearch.errors import UserError
 from kdresearch.objectives.hidden import FEATURE_LOSSES, TOKENS_ONLY, Feature, Semantic, StatePairs
-from kdresearch.structures import FIELDS, LOGITS, Batch, Outputs, Reading, Tokens
+from kdresearch.structures import FIELDS, LOGITS, Batch, Outputs, Reading, Signature, Tokens
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()
 SAME, WORDS, APART = Reading(), Reading("words"), Reading("apart")
@@ -22,15 +22,16 @@ OWN_WORDS = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, -1, -1]])
 OTHER_WORDS = torch.tensor([[-1, 0, 1, 1, 3, -1], [-1, 1, 1, 1, 2, -1]])
 
 
-@dataclass
-class Side:
+@dataclass(frozen=True)
+class Side(Signature):
     """What an objective is told of a model when it is bound."""
 
     width: int = 8
     depth: int = 2
     heads: int = 2
     embedding_width: int = 8
-    provides: frozenset[str] = FIELDS
+    fields: frozenset[str] = FIELDS
+    name: str = "Side"
 
 
 STUDENT, TEACHER = Side(embedding_width=6), Side(width=12, depth=4, embedding_width=10)
@@ -102,7 +103,7 @@ def test_it_is_the_loss_of_the_mapped_layers(loss: str, settings: Any, pairs: li
     found = objective(*sides(), batch())
     assert float(found) == pytest.approx(float(getattr(losses, loss)(own, other, mask=MASK)), rel=1e-9)
     assert float(found) > 1e-3
-    projected = loss != "nst" or "projection" in settings
+    projected = loss not in ("nst", "attention_transfer") or "projection" in settings
     assert all(isinstance(each, nn.Linear if projected else nn.Identity) for each in objective.states.projections)
 
 
@@ -189,9 +190,7 @@ def test_sentence_vectors() -> None:
 
 @pytest.mark.parametrize("poor", ["student", "teacher", "both", "none"])
 def test_auto_is_tokens_where_both_have_them(poor: str) -> None:
-    student, teacher = (
-        Side(provides=NO_LAYERS) if poor in (name, "both") else Side() for name in ("student", "teacher")
-    )
+    student, teacher = (Side(fields=NO_LAYERS) if poor in (name, "both") else Side() for name in ("student", "teacher"))
     for made in (Feature(), Semantic()):
         objective = bound(made, student, teacher)
         assert objective.states.level == ("tokens" if poor == "none" else "sentence")
@@ -381,11 +380,11 @@ def test_in_bf16_it_is_finite_and_in_full_precision(loss: str) -> None:
 def test_models_that_lack_the_field_are_left_to_the_strategy(make: Any) -> None:
     """It says what it needs, and no more: the refusal names the objective, which the strategy knows."""
     objective = make(level="tokens", layers=[[99, 99]])
-    objective.bind(Side(provides=NO_LAYERS), TEACHER, SAME)
+    objective.bind(Side(fields=NO_LAYERS), TEACHER, SAME)
     assert "hidden" in objective.needs and "hidden" in objective.teacher_needs
     objective.bind(STUDENT, None, SAME)
     bare = make()
-    bare.bind(Side(provides=LOGITS), Side(provides=LOGITS), SAME)
+    bare.bind(Side(fields=LOGITS), Side(fields=LOGITS), SAME)
     assert "pooled" in bare.needs
 
 

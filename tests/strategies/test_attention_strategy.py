@@ -19,7 +19,7 @@ from kdresearch.models.ngram import NgramBag
 from kdresearch.models.transformer import Transformer
 from kdresearch.package import Package
 from kdresearch.strategies.attention import ATTENTION_LOSSES, AttentionDistiller
-from kdresearch.structures import LOGITS, Batch, Outputs, Reading, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Reading, Signature, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
 CLASSES = ("negative", "positive")
@@ -185,7 +185,7 @@ def test_pooling_attention_takes_part(student: Any, teacher: Any, loss: str, rea
 class Said:
     """A teacher of which only class scores are kept."""
 
-    provides, width, depth, heads, embedding_width, classes, recorded = LOGITS, 0, 0, 0, 0, CLASSES, True
+    signature = Signature(LOGITS, classes=CLASSES, name="Said", recorded=True)
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         return Outputs(logits=torch.zeros(len(batch.index), 2))

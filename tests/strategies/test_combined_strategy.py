@@ -10,11 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kdresearch.apps.config import build
+from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
@@ -30,6 +31,16 @@ from kdresearch.strategies.combined import CombinedDistiller
 from kdresearch.structures import Batch, Outputs, Tokens
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher
 from kdresearch.teachers.live import LiveTeacher
+
+
+def build(node: Any, name: str, **arguments: Any) -> Any:
+    """What the command makes of a node of the configuration."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    component = Component.of(plain)
+    if "optimizer" in name or "scheduler" in name:
+        return component.partial(name)
+    return component.build(name, **arguments)
+
 
 CLASSES = ("a", "b", "c")
 FIELDS = frozenset({"logits", "pooled", "hidden", "qkv"})

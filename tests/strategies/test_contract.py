@@ -13,13 +13,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kdresearch.apps.config import build
-from kdresearch.bench.resume import RandomState
 from kdresearch.artifacts import Store
+from kdresearch.bench.components import Component
+from kdresearch.bench.resume import RandomState
 from kdresearch.conf_path import config_dir
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.data.reviews import Reviews
@@ -36,6 +36,16 @@ from kdresearch.strategies.staged import StagedDistiller
 from kdresearch.structures import Reading, Teacher
 from kdresearch.teachers.live import LiveTeacher
 from kdresearch.teachers.recorded import RecordedTeacher, record
+
+
+def build(node: Any, name: str, **arguments: Any) -> Any:
+    """What the command makes of a node of the configuration."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    component = Component.of(plain)
+    if "optimizer" in name or "scheduler" in name:
+        return component.partial(name)
+    return component.build(name, **arguments)
+
 
 OPTIONS = sorted(path.stem for path in Path(config_dir(), "strategy").glob("*.yaml"))
 STUDENTS = ("transformer", "bilstm", "textcnn", "ngram_bag", "ngram")
@@ -179,8 +189,8 @@ def test_every_pair_trains_or_is_refused(
     if not compatible(option, student, teacher):
         with pytest.raises(UserError) as refused:
             built(configs[option], data, student, answers, reading)
-        names = (type(model(student, data.tokenizer, 8, 1)), type(answers))
-        assert all(name in str(refused.value) for name in ("objective", *(name.__name__ for name in names)))
+        names = (model(student, data.tokenizer, 8, 1).signature.name, answers.signature.name)
+        assert all(name in str(refused.value) for name in ("objective", *names))
         return
     frozen = getattr(answers, "model", None)
     module = built(configs[option], data, student, answers, reading)
@@ -242,7 +252,9 @@ def test_names_are_one_word_everywhere(option: str) -> None:
         assert node._target_ == f"kdresearch.strategies.{option}.{name}Distiller"
     defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
     for name in set(node) & set(defaults) - {"weights"}:
-        assert node[name] == defaults[name] or defaults[name] is inspect.Parameter.empty, name
+        assert defaults[name] in (node[name], None, inspect.Parameter.empty), name
+    if "weights" in node and kind not in (CombinedDistiller, StagedDistiller):
+        assert node["weights"] == defaults["weights"] and set(kind.kinds) == set(node["weights"])
 
 
 def test_the_two_readings_are_as_the_table_thinks(bench: Bench) -> None:

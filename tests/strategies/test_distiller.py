@@ -31,7 +31,7 @@ from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.schedules import linear
 from kdresearch.strategies.soft_label import SoftLabelDistiller
 from kdresearch.strategies.weights import WeightSchedule
-from kdresearch.structures import Batch, Outputs
+from kdresearch.structures import Batch, Outputs, Signature
 from kdresearch.teachers.live import LiveTeacher
 
 CLASSES = ("negative", "positive")
@@ -78,7 +78,7 @@ def teacher(data: TextDataModule, **settings: Any) -> LiveTeacher:
 
 def distiller(data: TextDataModule, weights: Mapping[str, float] | None = None, **wiring: Any) -> Distiller:
     model = wiring.pop("student", None) or student(data)
-    objectives = {"label": Label(), "soft_label": SoftLabel(2.0), "projected": Projected(model.width, 14)}
+    objectives = {"label": Label(), "soft_label": SoftLabel(2.0), "projected": Projected(model.signature.width, 14)}
     return Distiller(
         model,
         classes=CLASSES,
@@ -444,7 +444,7 @@ def test_a_share_of_updates_without_an_end_is_refused(data: TextDataModule, tmp_
 class Sums(nn.Module):
     """A student of two parameters and one that nothing reads, with gradients that can be told by hand."""
 
-    provides, width, depth, heads, embedding_width, config = frozenset({"logits"}), 0, 0, 0, 0, {}
+    signature, config = Signature(frozenset({"logits"}), name="Sums"), {}
 
     def __init__(self) -> None:
         super().__init__()

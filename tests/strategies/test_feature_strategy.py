@@ -24,7 +24,7 @@ from kdresearch.package import Package
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.feature import FeatureDistiller
 from kdresearch.strategies.semantic import SemanticDistiller
-from kdresearch.structures import LOGITS, Batch, Outputs, Reading, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Reading, Signature, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
 CLASSES = ("negative", "positive")
@@ -233,8 +233,7 @@ def test_features_can_be_learned(loss: str) -> None:
 class Said:
     """A teacher of which class scores and sentence vectors are kept."""
 
-    provides, width, depth, heads, embedding_width, classes = LOGITS | {"pooled"}, 3, 0, 0, 0, CLASSES
-    recorded = True
+    signature = Signature(LOGITS | {"pooled"}, width=3, classes=CLASSES, name="Said", recorded=True)
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         return Outputs(logits=torch.zeros(len(batch.index), 2), pooled=torch.ones(len(batch.index), 3))
@@ -246,7 +245,7 @@ class Said:
 class Scores(Said):
     """One that has no sentence vectors to keep: asking it live would not help."""
 
-    provides = LOGITS
+    signature = Signature(LOGITS, classes=CLASSES, name="Scores", recorded=True)
 
 
 def test_what_is_kept_of_a_teacher_teaches_sentence_vectors(tmp_path: Path) -> None:
@@ -314,8 +313,7 @@ def test_the_outline_of_a_package_is_enough_to_bind_and_refuse(saved: Path) -> N
     assert tokenizer.encode(["a bad film"])[0].tolist() == whole.tokenizer.encode(["a bad film"])[0].tolist()
     shapes = {name: value.shape for name, value in whole.model.state_dict().items()}
     assert {name: value.shape for name, value in model.state_dict().items()} == shapes
-    told = ("provides", "width", "depth", "heads", "embedding_width")
-    assert [getattr(model, name) for name in told] == [getattr(whole.model, name) for name in told]
+    assert model.signature == whole.model.signature
     planned, real = (feature(teacher=each) for each in (live(model), live(whole.model)))
     assert [each.shape for each in planned.parameters()] == [each.shape for each in real.parameters()]
     with pytest.raises(UserError, match=r"teacher has layers 0 \(embeddings\) to 4, and 5"):

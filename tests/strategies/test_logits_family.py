@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
 from kdresearch import losses
-from kdresearch.apps.config import build
+from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramBag
@@ -19,7 +20,17 @@ from kdresearch.strategies.correlation import CorrelationDistiller
 from kdresearch.strategies.decoupled import DecoupledDistiller
 from kdresearch.strategies.standardised import StandardisedDistiller
 from kdresearch.strategies.weighted_soft_label import WeightedSoftLabelDistiller
-from kdresearch.structures import LOGITS, Batch, Outputs, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Tokens
+
+
+def build(node: Any, name: str, **arguments: Any) -> Any:
+    """What the command makes of a node of the configuration."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    component = Component.of(plain)
+    if "optimizer" in name or "scheduler" in name:
+        return component.partial(name)
+    return component.build(name, **arguments)
+
 
 LABEL = torch.tensor([0, 3, -1, 2, 1, -1])
 
@@ -27,7 +38,7 @@ LABEL = torch.tensor([0, 3, -1, 2, 1, -1])
 class Said:
     """A teacher that has said it all before."""
 
-    provides, width, depth, heads, classes = LOGITS, 0, 0, 0, tuple("abcd")
+    signature = Signature(LOGITS, classes=tuple("abcd"), name="Said")
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)) * 3
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:

@@ -12,11 +12,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from kdresearch.apps.record import needs_teacher
+from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from kdresearch.apps.config import build
-from kdresearch.apps.record import needs_teacher
+from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
@@ -26,6 +27,16 @@ from kdresearch.models.transformer import Transformer
 from kdresearch.strategies.mutual import MutualDistiller
 from kdresearch.strategies.schedules import linear
 from kdresearch.structures import LOGITS, Batch, Tokens
+
+
+def build(node: Any, name: str, **arguments: Any) -> Any:
+    """What the command makes of a node of the configuration."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    component = Component.of(plain)
+    if "optimizer" in name or "scheduler" in name:
+        return component.partial(name)
+    return component.build(name, **arguments)
+
 
 CLASSES = ("a", "b", "c")
 WEIGHTS = {"label": 0.4, "mutual": 1.5}
@@ -223,7 +234,7 @@ def test_a_schedule_is_every_networks(tmp_path: Path) -> None:
 )
 def test_every_model_says_how_large_its_vocabulary_is(model: Any) -> None:
     tables = [part for part in model.modules() if isinstance(part, torch.nn.Embedding)]
-    assert model.vocabulary == max(table.num_embeddings for table in tables if table.padding_idx == 0) == 30
+    assert model.signature.vocabulary == max(table.num_embeddings for table in tables if table.padding_idx == 0) == 30
 
 
 def test_the_default_peer_is_of_the_students_kind_and_no_teacher_is_asked_for() -> None:
@@ -233,7 +244,7 @@ def test_the_default_peer_is_of_the_students_kind_and_no_teacher_is_asked_for() 
         staged = compose("train", ["strategy=staged"])
     module = build(cfg.strategy, "strategy", student=bilstm(30, 3), classes=CLASSES)
     (peer,) = module.peers
-    assert isinstance(peer, TextCNN) and (peer.vocabulary, peer.width) == (30, 15)
+    assert isinstance(peer, TextCNN) and (peer.signature.vocabulary, peer.signature.width) == (30, 15)
     assert (needs_teacher(cfg), needs_teacher(supervised), needs_teacher(staged)) == (False, False, True)
 
 

@@ -17,7 +17,7 @@ from kdresearch.strategies.scores import ScoreLoss
 from kdresearch.strategies.soft_label import SoftLabelDistiller
 from kdresearch.strategies.supervised import SupervisedDistiller
 from kdresearch.strategies.weighted_soft_label import WeightedSoftLabelDistiller
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Tokens
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Signature, Tokens
 
 CLASSES = ("a", "b", "c")
 LABEL = torch.tensor([0, 2, UNLABELLED, 1, 1, UNLABELLED])
@@ -28,7 +28,7 @@ INDEX = torch.tensor([7, 3, 12, 5, 1, 9])  # in no order
 class Told:
     """A recorded teacher."""
 
-    provides, classes, width, depth, heads, embedding_width = LOGITS, CLASSES, 0, 0, 0, 0
+    signature = Signature(LOGITS, classes=CLASSES, name="Told")
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         place = [INDEX.tolist().index(int(row)) for row in batch.index]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdresearch.errors import UserError
-from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Signature, Teacher, Tokens
 from kdresearch.teachers.calibrated import CalibratedTeacher, fitted_temperature
 from kdresearch.teachers.ensemble import EnsembleTeacher
 
@@ -55,9 +55,9 @@ def test_the_fit_is_bounded() -> None:
 class Said:
     """A teacher of everything."""
 
-    provides = frozenset({"logits", "pooled", "sensitivity"})
-    width, depth, heads, embedding_width = 4, 2, 1, 3
-    classes = NAMES
+    signature = Signature(
+        frozenset({"logits", "pooled", "sensitivity"}), width=4, depth=2, heads=1, embedding_width=3, classes=NAMES
+    )
     device = "cpu"
 
     def to(self, device: str) -> Teacher:
@@ -79,16 +79,15 @@ def rows() -> Batch:
 def test_logits_and_their_slopes_are_divided_and_nothing_else() -> None:
     own = Said()
     teacher = CalibratedTeacher(own, 2.5)
-    assert isinstance(teacher, Teacher)
-    for name in ("provides", "width", "depth", "heads", "embedding_width", "classes"):
-        assert getattr(teacher, name) == getattr(own, name)
-    plain, answer = own(rows(), own.provides), teacher(rows(), own.provides)
+    assert teacher.signature == own.signature
+    fields = own.signature.fields
+    plain, answer = own(rows(), fields), teacher(rows(), fields)
     torch.testing.assert_close(answer.logits, plain.logits / 2.5)
     torch.testing.assert_close(answer.sensitivity, plain.sensitivity / 2.5)
     assert torch.equal(answer.pooled, plain.pooled)
     assert torch.equal(answer.logits.argmax(1), plain.logits.argmax(1))
     assert teacher(rows(), frozenset({"pooled"})).logits is None
-    assert teacher.members is None
+    assert teacher.signature.members is None
     teacher.to("meta")
     assert own.device == "meta"
 
@@ -96,7 +95,7 @@ def test_logits_and_their_slopes_are_divided_and_nothing_else() -> None:
 def test_the_members_of_an_ensemble_stay_as_they_are() -> None:
     ensemble = EnsembleTeacher([Said(), Said()])
     teacher = CalibratedTeacher(ensemble, 2.0)
-    assert teacher.members == ensemble.members
+    assert teacher.signature.members == ensemble.signature.members
     answer = teacher(rows())
     torch.testing.assert_close(answer.logits, ensemble(rows()).logits / 2)
     torch.testing.assert_close(answer.members[1].logits, Said()(rows()).logits)

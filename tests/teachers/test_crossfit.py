@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens
 from kdresearch.teachers.crossfit import CrossFittedTeacher
 from kdresearch.teachers.ensemble import EnsembleTeacher
 
@@ -18,9 +18,7 @@ TRAINED = 20  # rows that are in the folds; the rest is in none
 class Fold:
     """A model that must not be asked about what it has seen; it reads its row's number off the tokens."""
 
-    provides = LOGITS
-    width = depth = heads = embedding_width = 0
-    classes = CLASSES
+    signature = Signature(LOGITS, classes=CLASSES, name="Fold")
 
     def __init__(self, logits: Tensor, seen: Tensor) -> None:
         self.logits, self.seen, self.device = logits, seen, "cpu"
@@ -59,7 +57,7 @@ def batch(index: Tensor) -> Batch:
 def test_a_training_row_is_answered_by_the_one_model_that_has_not_seen_it(average: str, seed: int) -> None:
     models, seen = folds(seed)
     teacher = CrossFittedTeacher(models, seen, average)
-    assert isinstance(teacher, Teacher) and (teacher.provides, teacher.classes) == (LOGITS, CLASSES)
+    assert (teacher.signature.fields, teacher.signature.classes) == (LOGITS, CLASSES)
     ensemble = EnsembleTeacher(models, average)
     for size in (1, 7, ROWS):
         index = torch.randperm(ROWS)[:size]
@@ -79,7 +77,7 @@ def test_the_mean_is_over_those_that_have_not_seen_it() -> None:
     seen = torch.tensor([[False, True, False]])
     models = [Fold(each, seen[:, number]) for number, each in enumerate(logits)]
     for model in models:
-        model.classes = ("a", "b")
+        model.signature = Signature(LOGITS, classes=("a", "b"))
     row = batch(torch.tensor([0]))
     answer = CrossFittedTeacher(models, seen)(row).logits
     torch.testing.assert_close(answer, torch.tensor([[math.log(0.7), math.log(0.3)]]))
@@ -103,6 +101,6 @@ def test_refused() -> None:
         CrossFittedTeacher(models, seen | (torch.arange(ROWS) == 5)[:, None])
     with pytest.raises(ValueError, match="gives logits, not pooled"):
         CrossFittedTeacher(models, seen)(batch(torch.arange(2)), frozenset({"logits", "pooled"}))
-    models[2].classes = ("b", "a", "c")
+    models[2].signature = Signature(LOGITS, classes=("b", "a", "c"))
     with pytest.raises(UserError, match=r"models of the same classes"):
         CrossFittedTeacher(models, seen)

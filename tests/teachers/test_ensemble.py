@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError
-from kdresearch.structures import LOGITS, Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Teacher, Tokens
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher
 
 NAMES = ("negative", "positive")
@@ -16,11 +16,16 @@ NAMES = ("negative", "positive")
 class Said:
     """A teacher that says what it was given, row by row."""
 
-    provides = frozenset({"logits", "pooled", "sensitivity"})
-    width, depth, heads, embedding_width = 4, 2, 1, 3
-
     def __init__(self, logits: Tensor, classes: Sequence[str] = NAMES) -> None:
-        self.logits, self.classes, self.device = logits, tuple(classes), "cpu"
+        self.logits, self.device = logits, "cpu"
+        self.signature = Signature(
+            frozenset({"logits", "pooled", "sensitivity"}),
+            width=4,
+            depth=2,
+            heads=1,
+            embedding_width=3,
+            classes=tuple(classes),
+        )
 
     def to(self, device: str) -> Teacher:
         self.device = device
@@ -52,8 +57,11 @@ def test_mean_of_probabilities_by_hand() -> None:
     assert torch.allclose(answer.logits.softmax(1), torch.tensor([[0.6, 0.4], [0.35, 0.65]]))
     assert torch.allclose(answer.logits.exp().sum(1), torch.ones(2))  # they are log-probabilities
     assert torch.allclose(teacher(rows([1, 0])).logits, answer.logits[[1, 0]])
-    assert isinstance(teacher, Teacher)
-    assert (teacher.classes, teacher.provides, teacher.embedding_width) == (NAMES, {"logits"}, 0)
+    assert (teacher.signature.classes, teacher.signature.fields, teacher.signature.embedding_width) == (
+        NAMES,
+        {"logits"},
+        0,
+    )
 
 
 def test_weights_are_relative() -> None:
@@ -109,8 +117,13 @@ def test_classes_are_put_in_order_by_name() -> None:
     assert answer.logits.tolist() == [[3.0, 1.0, 2.0]]  # as they are, not normalised
     assert torch.equal(answer.pooled, torch.ones(1, 4))
     assert teacher(rows([0]), frozenset({"pooled"})).logits is None
-    assert (teacher.width, teacher.depth, teacher.heads, teacher.embedding_width) == (4, 2, 1, 3)
-    assert teacher.classes == ("a", "b", "c")
+    assert (
+        teacher.signature.width,
+        teacher.signature.depth,
+        teacher.signature.heads,
+        teacher.signature.embedding_width,
+    ) == (4, 2, 1, 3)
+    assert teacher.signature.classes == ("a", "b", "c")
 
 
 def test_renamed_one_to_one() -> None:
@@ -130,10 +143,10 @@ def test_eight_stars_become_two_classes_by_the_sum_of_probabilities() -> None:
 def test_sensitivity_passes_only_where_no_classes_are_merged() -> None:
     needs = frozenset({"logits", "sensitivity"})
     moved = MappedTeacher(Said(FIRST, NAMES[::-1]), NAMES)
-    assert moved.provides == {"logits", "pooled", "sensitivity"}
+    assert moved.signature.fields == {"logits", "pooled", "sensitivity"}
     assert torch.equal(moved(rows([0]), needs).sensitivity, torch.full((1, 1, 3), 2.0))
     merged = MappedTeacher(Said(FIRST, ("bad", "worse", "good")), ("bad", "good"), {"worse": "bad"})
-    assert merged.provides == {"logits", "pooled"} and isinstance(merged, Teacher)
+    assert merged.signature.fields == {"logits", "pooled"}
     with pytest.raises(ValueError, match="does not provide sensitivity"):
         merged(rows([0]), needs)
 

@@ -56,11 +56,15 @@ def flat(field: Any) -> list[torch.Tensor]:
 def test_kept_is_live(kind: str, data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "PIECE", 7)
     teacher = live(kind, data)
-    needs = frozenset(teacher.provides - {"embeddings"})
+    needs = frozenset(teacher.signature.fields - {"embeddings"})
     made = KeptTeacher(
         teacher, kind, data.corpus, data.teacher_rows, data.split.train, needs, Store(tmp_path), batch_size=3
     )
-    assert (made.width, made.depth, made.heads) == (teacher.width, teacher.depth, teacher.heads)
+    assert (made.signature.width, made.signature.depth, made.signature.heads) == (
+        teacher.signature.width,
+        teacher.signature.depth,
+        teacher.signature.heads,
+    )
     rows = np.random.default_rng(1).permutation(data.split.train)[:9]
     batch = data.rows(rows).__getitems__(list(range(9)))
     answer, again = teacher(batch, needs), made(batch, needs)

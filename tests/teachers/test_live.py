@@ -9,7 +9,7 @@ from kdresearch.models.ngram import NgramBag
 from kdresearch.models.textcnn import TextCNN
 from kdresearch.models.transformer import Transformer
 from kdresearch.package import Package
-from kdresearch.structures import Batch, Outputs, Teacher, Tokens
+from kdresearch.structures import Batch, Outputs, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
 CLASSES = ("a", "b", "c")
@@ -71,12 +71,16 @@ def test_it_is_frozen() -> None:
 
 def test_it_describes_its_model() -> None:
     own, teacher = model(), live(model())
-    assert isinstance(teacher, Teacher)
-    assert (teacher.width, teacher.depth, teacher.heads, teacher.embedding_width) == (14, 2, 1, 8)
-    assert teacher.provides == own.provides | {"sensitivity"}
+    assert (
+        teacher.signature.width,
+        teacher.signature.depth,
+        teacher.signature.heads,
+        teacher.signature.embedding_width,
+    ) == (14, 2, 1, 8)
+    assert teacher.signature.fields == own.signature.fields | {"sensitivity"}
     floor = live(NgramBag(30, 3))
-    assert (floor.provides, floor.embedding_width) == ({"logits", "pooled"}, 0)
-    assert teacher.classes == CLASSES
+    assert (floor.signature.fields, floor.signature.embedding_width) == ({"logits", "pooled"}, 0)
+    assert teacher.signature.classes == CLASSES
 
 
 def test_a_batch_without_its_tokens_is_refused() -> None:
@@ -126,16 +130,16 @@ def test_sensitivity_is_the_slope_of_the_predicted_classs_logit(kind: str) -> No
     teacher, rows = live(own), tokens((6, 2))
     answer = teacher.read(rows, SENSITIVITY)
     assert [name for name in Outputs._fields if getattr(answer, name) is not None] == ["sensitivity", "mask"]
-    assert answer.sensitivity.shape == (2, 6, teacher.embedding_width)
+    assert answer.sensitivity.shape == (2, 6, teacher.signature.embedding_width)
     assert answer.sensitivity[~rows.mask].eq(0).all() and answer.sensitivity[rows.mask].abs().sum(1).gt(0).all()
 
     own.double()  # finite differences, on one token of each row
     predicted = own(rows).logits.argmax(1)
     for row, token in ((0, 4), (1, 1)):
-        for feature in range(0, teacher.embedding_width, 3):
+        for feature in range(0, teacher.signature.embedding_width, 3):
             values = []
             for step in (1e-5, -1e-5):
-                moved = torch.zeros(2, 6, teacher.embedding_width, dtype=torch.double)
+                moved = torch.zeros(2, 6, teacher.signature.embedding_width, dtype=torch.double)
                 moved[row, token, feature] = step
                 with source.register_forward_hook(lambda *call, moved=moved: call[-1] + moved):
                     values.append(own(rows).logits[row, predicted[row]])
@@ -149,7 +153,7 @@ def test_sensitivity_leaves_no_trace(kind: str) -> None:
     teacher, rows = live(own), batch(tokens())
     plain = teacher(rows)
     with torch.no_grad():  # as the distiller asks
-        answer = teacher(rows, teacher.provides)
+        answer = teacher(rows, teacher.signature.fields)
         assert not torch.is_grad_enabled()
     torch.testing.assert_close(answer.logits, plain.logits, atol=1e-5, rtol=0)
     given = [each for each in answer if isinstance(each, torch.Tensor)] + [*(answer.hidden or ())]

@@ -18,7 +18,7 @@ from kdresearch.data.tokenizers import WordTokenizer
 from kdresearch.models.bilstm import BiLSTM
 from kdresearch.models.ngram import NgramLinear
 from kdresearch.package import Package
-from kdresearch.structures import Batch, Teacher, Tokens
+from kdresearch.structures import Batch, Tokens
 from kdresearch.teachers import recorded
 from kdresearch.teachers.live import LiveTeacher
 from kdresearch.teachers.recorded import RecordedTeacher, record
@@ -105,8 +105,12 @@ def test_recorded_is_live(
     pieces = taught(teacher, corpus, everything, store)
     assert len(pieces) == -(-len(np.unique(corpus.digests(everything))) // piece)
     told = RecordedTeacher(pieces, corpus, everything, CLASSES)
-    assert isinstance(told, Teacher)
-    assert (told.classes, told.provides, told.width, told.embedding_width) == (CLASSES, BOTH, 14, 0)
+    assert (told.signature.classes, told.signature.fields, told.signature.width, told.signature.embedding_width) == (
+        CLASSES,
+        BOTH,
+        14,
+        0,
+    )
 
     live = LiveTeacher(package.load(saved))
     tokens = encoded(package.load(saved).tokenizer, "any", corpus, everything, store)
@@ -215,7 +219,7 @@ def test_a_teacher_of_logits_alone(corpus: Corpus, store: Store, tmp_path: Path)
     fitted(tokenizer, corpus, np.arange(30), store)
     package.save(tmp_path / "floor", NgramLinear(tokenizer.size, 2), tokenizer, CLASSES)
     told = RecordedTeacher(taught(Counted(tmp_path / "floor"), corpus, range(6), store), corpus, np.arange(6), CLASSES)
-    assert (told.provides, told.width) == ({"logits"}, 0)
+    assert (told.signature.fields, told.signature.width) == ({"logits"}, 0)
 
 
 RECORDER = """
