@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 
 from kdresearch.bench.budget import Budget, check_budget
 from kdresearch.cli import main
+from kdresearch.commands.compose import compose_overrides, plan_of
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 
@@ -189,9 +190,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(at: int, given: tuple[str, ...]
 )
 def test_contradictions_are_refused_in_words(given: list[str], message: str) -> None:
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", ["student=textcnn", *given])
+        plan = plan_of(compose_overrides(["student=textcnn", *given]))
     with pytest.raises(UserError, match=message):
-        check_budget(cfg)
+        check_budget(plan)
 
 
 def test_an_epoch_beyond_the_schedule_is_refused(tmp_path: Path, capsys: Any) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from hydra import initialize_config_dir
 
-from kdresearch.apps.record import Chosen
-from kdresearch.apps.teacher_settings import settings_of
-from kdresearch.artifacts import Store
+from kdresearch.bench.context import Context
 from kdresearch.bench.identity import comparable, differences, flat, identity, method, normalised, settings
+from kdresearch.bench.settings import resolve_settings
+from kdresearch.commands.compose import compose_overrides, plan_of
 from kdresearch.conf_path import config_dir
 
 ROWS = "data.rows={train: 60, test: 20, unlabelled: 10}"
@@ -26,21 +25,17 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 def resolved(*overrides: str, search: Path | None = None) -> dict[str, Any]:
-    words = [*([f"hydra.searchpath=[file://{search}]"] if search else []), "student=textcnn", ROWS, *overrides]
+    path = [f"hydra.searchpath=[file://{search}]"] if search else []
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", words, return_hydra_config=True)
-        chosen = Chosen(dict(cfg.hydra.runtime.choices), words)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return settings_of(cfg, chosen, Store())
+        plan = plan_of(compose_overrides(["student=textcnn", ROWS, *overrides], path))
+    return resolve_settings(plan, Context())
 
 
 @pytest.mark.parametrize(
     "typed",
     [
-        ["student.training.epochs=6"],
-        ["trainer.max_epochs=6"],
-        ["optimizer.lr=0.001", "student.training.learning_rate=1e-3"],
+        ["student.training.min_epochs=6"],
+        ["optimizer.lr=0.002", "student.training.learning_rate=2e-3"],
         ["student.training.weight_decay=0"],
         ["trainer.gradient_clip_val=1", "data.limit=null"],
         ["trainer.precision=32", "trainer=cpu", "+trainer.profiler=simple", "trainer.log_every_n_steps=1"],
@@ -53,6 +48,11 @@ def resolved(*overrides: str, search: Path | None = None) -> dict[str, Any]:
 def test_the_same_settings_typed_otherwise_are_one_run(typed: list[str]) -> None:
     usual = resolved("strategy=soft_label", "teacher=ngram")
     assert identity(resolved("strategy=soft_label", "teacher=ngram", *typed)) == identity(usual)
+
+
+def test_one_quantity_has_one_name() -> None:
+    assert identity(resolved("student.training.epochs=6")) == identity(resolved("trainer.max_epochs=6"))
+    assert identity(resolved("student.training.learning_rate=0.5")) == identity(resolved("optimizer.lr=0.5"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdresearch.apps import train as app
+from kdresearch.bench.context import Context
+from kdresearch.bench.run import _compare_teacher
 from kdresearch.cli import main
 
 RUN = (
@@ -101,11 +102,11 @@ class Told:
 
 
 @pytest.mark.parametrize(("teacher", "below"), [(0.70, True), (0.75, False), (0.80, False)])
-def test_a_teacher_below_its_student(teacher: float, below: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_below_its_student(teacher: float, below: bool, tmp_path: Path) -> None:
     said: list[str] = []
-    monkeypatch.setattr(app, "say", said.append)
-    record = Told()
-    app._compare_teacher(record, {"teacher/val_accuracy": teacher, "val/accuracy": 0.75, "test/accuracy": 0.1})
+    record: Any = Told()
+    metrics = {"teacher/val_accuracy": teacher, "val/accuracy": 0.75, "test/accuracy": 0.1}
+    _compare_teacher(record, metrics, "accuracy", Context(say=said.append))
     assert record.facts["teacher"] == {"below_student": below}
     assert [line.startswith("WARNING: the teacher is below its student") for line in said] == [True] * below
 

@@ -9,33 +9,34 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 import kdresearch
-from kdresearch.apps import record as module
-from kdresearch.apps.record import Chosen, Phases, Record, git, needs_teacher, write_json, write_predictions
-from kdresearch.apps.teacher_settings import settings_of
 from kdresearch.artifacts import Store
+from kdresearch.bench import schema
+from kdresearch.bench.context import Context
+from kdresearch.bench.record import Phases, Record
+from kdresearch.bench.schema import SplitPredictions, write_json, write_predictions
+from kdresearch.bench.settings import resolve_settings
+from kdresearch.bench.surroundings import git
+from kdresearch.commands.compose import Composition, compose_overrides, needs_teacher, plan_of
+from kdresearch.commands.train import keep_configuration
 from kdresearch.conf_path import config_dir
 
 
-def composed(*overrides: str) -> tuple[DictConfig, Chosen]:
+def composed(*overrides: str) -> Composition:
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
-        chosen = Chosen(dict(cfg.hydra.runtime.choices), list(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, chosen
+        return compose_overrides(overrides)
 
 
 def recorded(folder: Path, *overrides: str) -> Record:
     """A record of its settings, as a run has it once its data are read."""
     folder.mkdir(exist_ok=True)
-    cfg, chosen = composed("data.rows={train: 60, test: 20, unlabelled: 10}", *overrides)
-    record = Record(cfg, folder, chosen)
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        record.identify(settings_of(cfg, chosen, Store(folder.parent / "home")))
+        plan = plan_of(compose_overrides(["data.rows={train: 60, test: 20, unlabelled: 10}", *overrides]))
+    record = Record(plan, folder, list(overrides))
+    record.identify(resolve_settings(plan, Context(Store(folder.parent / "home"))))
     return record
 
 
@@ -74,7 +75,7 @@ def test_json_is_strict_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fails(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(module.os, "replace", fails)
+    monkeypatch.setattr(schema.os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
         write_json(file, {})
     assert file.read_text() == before
@@ -83,8 +84,8 @@ def test_json_is_strict_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_predictions(tmp_path: Path) -> None:
     student = torch.tensor([[0.25, -1.5], [2.0, 3.0]])
     splits = [
-        {"name": "validation", "ids": ["a", "b"], "labels": torch.tensor([1, 0]), "student": student, "teacher": None},
-        {"name": "test", "ids": ["c"], "labels": torch.tensor([1]), "student": student[:1], "teacher": student[1:]},
+        SplitPredictions("validation", ["a", "b"], torch.tensor([1, 0]), student, None),
+        SplitPredictions("test", ["c"], torch.tensor([1]), student[:1], student[1:]),
     ]
     write_predictions(tmp_path / "p.parquet", splits)
     assert pq.read_table(tmp_path / "p.parquet").to_pylist() == [
@@ -105,7 +106,7 @@ def test_predictions(tmp_path: Path) -> None:
     ],
 )
 def test_needs_teacher(overrides: list[str], expected: bool) -> None:
-    assert needs_teacher(composed(*overrides)[0]) is expected
+    assert needs_teacher(composed(*overrides).cfg) is expected
 
 
 def test_replicates_share_a_cell_and_a_group(tmp_path: Path) -> None:
@@ -165,10 +166,10 @@ def test_a_record_that_ran_before_is_cleared_or_gone_on_with(tmp_path: Path) -> 
 
 
 def test_the_configuration_is_kept_where_hydra_did_not(tmp_path: Path) -> None:
-    recorded(tmp_path, "seed=7")
+    keep_configuration(composed("seed=7").cfg, tmp_path)
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").seed == 7
     (tmp_path / ".hydra" / "config.yaml").write_text("mine: 1\n")
-    recorded(tmp_path, "seed=8")
+    keep_configuration(composed("seed=8").cfg, tmp_path)
     assert (tmp_path / ".hydra" / "config.yaml").read_text() == "mine: 1\n"
 
 

@@ -11,17 +11,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kdresearch import package
-from kdresearch.apps import teacher as teachers
-from kdresearch.apps import train as train_app
-from kdresearch.apps.record import Chosen
 from kdresearch.artifacts import Store
+from kdresearch.bench.context import Context
+from kdresearch.bench.data import open_data
+from kdresearch.bench.knowledge import obtain_knowledge
+from kdresearch.bench.plan import Folder, Plan
+from kdresearch.bench.run import run as run_plan
+from kdresearch.bench.start import check_start
+from kdresearch.bench.teacher import TeacherPackages, check_teacher, obtain_teacher
 from kdresearch.cli import main
+from kdresearch.commands.compose import compose_overrides, plan_of
 from kdresearch.conf_path import config_dir
 from kdresearch.data.reviews import Reviews
 from kdresearch.data.split import split
@@ -29,6 +33,7 @@ from kdresearch.data.tokenizers import NgramTokenizer
 from kdresearch.errors import UserError
 from kdresearch.evaluation.metrics import task_metrics
 from kdresearch.models.ngram import NgramLinear
+from kdresearch.teachers.ask import logits_of
 
 CLASSES = ("negative", "positive")
 SMALL = ("data.rows={train: 240, test: 40, unlabelled: 0}", "data.validation=40", "trainer=cpu", "logger=none")
@@ -46,13 +51,21 @@ class Trained:
     """What ``train`` would leave, without the training; it remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[DictConfig, Chosen]] = []
+        self.plans: list[Plan] = []
 
-    def __call__(self, cfg: DictConfig, folder: Path, chosen: Chosen) -> None:
-        self.asked.append((cfg, chosen))
-        write(folder / "student", len(self.asked))
-        taught = {"teacher/val_accuracy": len(self.asked) / 100 - 0.01} if cfg.teacher.path is not None else {}
-        (folder / "metrics.json").write_text(json.dumps({"val/accuracy": len(self.asked) / 100} | taught))
+    def __call__(self, plan: Plan, folder: Path, context: Context) -> None:
+        self.plans.append(plan)
+        write(folder / "student", len(self.plans))
+        taught = {} if plan.teacher is None else {"teacher/val_accuracy": len(self.plans) / 100 - 0.01}
+        (folder / "metrics.json").write_text(json.dumps({"val/accuracy": len(self.plans) / 100} | taught))
+
+
+def folder_of(plan: Plan) -> Path:
+    """Where the teacher of a link of a chain lies."""
+    assert plan.teacher is not None
+    (source,) = plan.teacher.members
+    assert isinstance(source, Folder)
+    return source.path
 
 
 def write(folder: Path, seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -64,17 +77,18 @@ def write(folder: Path, seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
     return folder
 
 
-class Composed:
-    """A composed configuration, as a job of the command line has it."""
+def composed(*overrides: str) -> Plan:
+    """The plan that a job of the command line has."""
+    return plan_of(compose_overrides(["strategy=soft_label", *SMALL, *overrides]))
 
-    def __init__(self, *overrides: str) -> None:
-        self.cfg = compose("train", ["strategy=soft_label", *SMALL, *overrides], return_hydra_config=True)
-        self.chosen = Chosen(dict(self.cfg.hydra.runtime.choices), list(overrides))
-        with open_dict(self.cfg):
-            del self.cfg["hydra"]
 
-    def find(self, train: Any) -> teachers.Found:
-        return teachers.find(self.cfg, self.chosen, Store(), train)
+def obtain(train: Any, *overrides: str, store: Store | None = None) -> TeacherPackages:
+    """The teacher's packages, its options checked as a run checks them."""
+    plan, nothing = composed(*overrides), Any
+    assert plan.teacher is not None
+    check_teacher(plan.teacher)
+    check_start(plan, nothing, nothing)  # type: ignore[arg-type]
+    return obtain_teacher(plan.teacher, Context(store or Store()), train)
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +99,13 @@ def hydra() -> Iterator[None]:
 
 def test_a_recipe_is_trained_once_whatever_the_student_is() -> None:
     train = Trained()
-    first = Composed("teacher=ngram").find(train)
+    first = obtain(train, "teacher=ngram")
     others = [
-        Composed("teacher=ngram", "seed=7", "student=textcnn", "strategy.temperature=9").find(train),
-        Composed("teacher=ngram", "data.transfer=unlabelled", "optimizer=sgd", "selection.patience=1").find(train),
-        Composed("teacher=ngram", "teacher.mode=live", "threads=1").find(train),
+        obtain(train, "teacher=ngram", "seed=7", "student=textcnn", "strategy.temperature=9"),
+        obtain(train, "teacher=ngram", "data.transfer=unlabelled", "optimizer=sgd", "selection.patience=1"),
+        obtain(train, "teacher=ngram", "teacher.mode=live", "threads=1"),
     ]
-    assert len(train.asked) == 1
+    assert len(train.plans) == 1
     assert {each.facts["fingerprint"] for each in [first, *others]} == {first.facts["fingerprint"]}
     assert first.name == "ngram"
     assert first.facts["parameters"] == sum(p.numel() for p in package.load(first.folders[0]).model.parameters())
@@ -106,60 +120,57 @@ def test_a_recipe_is_trained_once_whatever_the_student_is() -> None:
 )  # fmt: skip
 def test_what_a_teacher_is_made_of_makes_another_teacher(change: str) -> None:
     train = Trained()
-    Composed("teacher=ngram").find(train)
-    Composed("teacher=ngram", change).find(train)
-    assert len(train.asked) == 2
+    obtain(train, "teacher=ngram")
+    obtain(train, "teacher=ngram", change)
+    assert len(train.plans) == 2
 
 
 def test_a_recipe_is_trained_on_the_data_of_the_run_by_labels_alone() -> None:
     train = Trained()
-    Composed(
-        "teacher=ngram", f"teacher.recipe={NGRAM}", "data.transfer=unlabelled", "data.limit=50", "seed=5",
-        "seeds.teacher=2", "seeds.split=3", "teacher.data={limit: null}", "logger=wandb", "student=textcnn",
-    ).find(train)  # fmt: skip
-    ((cfg, chosen),) = train.asked
-    assert cfg.data.rows.train == 240
-    assert cfg.data.source.train == 240
-    assert (cfg.data.transfer, cfg.data.limit, cfg.data.validation) == ("none", None, 40)
-    assert (cfg.seeds.init, cfg.seeds.order, cfg.seeds.split) == (2, 2, 3)
-    assert cfg.logger.kind == "none"
-    assert cfg.strategy._target_.endswith("SupervisedDistiller")
-    assert cfg.student.model._target_.endswith("NgramLinear")
-    assert (cfg.student.training.learning_rate, cfg.trainer.accelerator) == (0.05, "cpu")
-    assert chosen.options["data"] == "reviews"
-    assert cfg.name.startswith("teacher ngram")
+    obtain(train, "teacher=ngram", f"teacher.recipe={NGRAM}", "data.transfer=unlabelled", "data.limit=50", "seed=5",
+        "seeds.teacher=2", "seeds.split=3", "teacher.data={limit: null}", "logger=wandb", "student=textcnn",)  # fmt: skip
+    (plan,) = train.plans
+    assert plan.data.source.settings["train"] == 240
+    carving = plan.data.carving
+    assert (carving["transfer"], carving["limit"], carving["validation"]) == ("none", None, 40)
+    assert (plan.seeds.init, plan.seeds.order, plan.seeds.split) == (2, 2, 3)
+    assert plan.strategy.target.endswith("SupervisedDistiller")
+    assert plan.student.model.target.endswith("NgramLinear")
+    assert (plan.student.training["learning_rate"], plan.trainer["accelerator"]) == (0.05, "cpu")
+    assert plan.options["data"] == plan.data.name == "reviews"
+    assert plan.name is not None and plan.name.startswith("teacher ngram")
 
 
 def test_a_recipes_data_are_named_as_the_students(tmp_path: Path) -> None:
     train = Trained()
-    Composed("teacher=ngram", "data.limit=50", "+teacher.data.validation=20").find(train)
-    ((cfg, _),) = train.asked
-    assert (cfg.data.limit, cfg.data.validation) == (50, 20)
+    obtain(train, "teacher=ngram", "data.limit=50", "+teacher.data.validation=20")
+    (plan,) = train.plans
+    assert (plan.data.carving["limit"], plan.data.carving["validation"]) == (50, 20)
     with pytest.raises(OmegaConfBaseException, match="limt"):
-        Composed("teacher=ngram", "teacher.data={limt: 3}").find(train)
-    assert len(train.asked) == 1
+        obtain(train, "teacher=ngram", "teacher.data={limt: 3}")
+    assert len(train.plans) == 1
 
 
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     write(tmp_path / "run" / "student", 1)
     train = Trained()
-    found = Composed("teacher=checkpoint", f"teacher.path={tmp_path / 'run'}").find(train)
+    found = obtain(train, "teacher=checkpoint", f"teacher.path={tmp_path / 'run'}")
     assert found.folders == [tmp_path / "run" / "student"]
     assert found.name == "run"
     assert found.facts["fingerprint"] == package.fingerprint(found.folders[0])
-    assert train.asked == []
+    assert train.plans == []
 
 
 def test_members(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one", 1), write(tmp_path / "two", 2)
     train = Trained()
 
-    def ensemble(members: str, *more: str) -> teachers.Found:
-        return Composed("teacher=ensemble", f"teacher.members=[{members}]", *more).find(train)
+    def ensemble(members: str, *more: str) -> TeacherPackages:
+        return obtain(train, "teacher=ensemble", f"teacher.members=[{members}]", *more)
 
     found = ensemble(f"{{path: {one}}}, {{recipe: ['student=ngram']}}, {{path: {two}}}")
     assert found.folders[::2] == [one, two]
-    assert len(train.asked) == 1
+    assert len(train.plans) == 1
     assert found.name == "one + ngram + two"
     paths = f"{{path: {one}}}, {{path: {two}}}"
     fingerprints = [
@@ -170,13 +181,13 @@ def test_members(tmp_path: Path) -> None:
         package.fingerprint(one),
     ]
     assert len(set(fingerprints)) == 5
-    assert len(train.asked) == 1
+    assert len(train.plans) == 1
 
 
 def test_a_path_that_is_read_otherwise(tmp_path: Path) -> None:
     path = write(tmp_path / "one", 1)
     given = ("teacher=checkpoint", f"teacher.path={path}", "teacher.max_length=2", "teacher.truncation=tail")
-    found = Composed(*given).find(Trained())
+    found = obtain(Trained(), *given)
     (folder,) = found.folders
     assert found.name == "one" and folder != path
     before, after = package.load(path), package.load(folder)
@@ -185,12 +196,12 @@ def test_a_path_that_is_read_otherwise(tmp_path: Path) -> None:
     assert after.tokenizer.encode(["a fine dull film"])[0].tolist() == ids.tolist()
     assert torch.equal(before.model.state_dict()["weight.weight"], after.model.state_dict()["weight.weight"])
     assert after.fingerprint == found.facts["fingerprint"] != before.fingerprint == package.fingerprint(path)
-    assert Composed(*given).find(Trained()).folders == [folder]
+    assert obtain(Trained(), *given).folders == [folder]
     with pytest.raises(UserError, match=r"truncation: 'tial' \(did you mean 'tail'\?\)"):
-        Composed("teacher=checkpoint", f"teacher.path={path}", "teacher.truncation=tial").find(Trained())
+        obtain(Trained(), "teacher=checkpoint", f"teacher.path={path}", "teacher.truncation=tial")
     assert len(list(Store().artifacts("teacher"))) == 1
     ensemble = f"teacher.members=[{{path: {path}}}, {{path: {path}, max_length: 2, truncation: tail}}]"
-    assert Composed("teacher=ensemble", ensemble).find(Trained()).folders == [path, folder]
+    assert obtain(Trained(), "teacher=ensemble", ensemble).folders == [path, folder]
 
 
 @pytest.mark.parametrize(
@@ -261,30 +272,30 @@ def test_a_path_that_is_read_otherwise(tmp_path: Path) -> None:
 def test_refused_before_anything_is_trained(overrides: list[str], message: str) -> None:
     train = Trained()
     with pytest.raises(UserError, match=message):
-        Composed(*overrides).find(train)
-    assert train.asked == []
+        obtain(train, *overrides)
+    assert train.plans == []
 
 
 @pytest.mark.parametrize("short", ["teacher.epochs=3", "teacher.label_smoothing=0.2"])
 def test_short_forms_of_a_recipe(short: str) -> None:
     train = Trained()
-    plain = Composed("teacher=ngram").find(train)
-    found = Composed("teacher=ngram", short).find(train)
-    (first, _), (second, _) = train.asked
-    assert (first.selection.stop_after, first.strategy.label_smoothing) == (None, 0.0)
+    plain = obtain(train, "teacher=ngram")
+    found = obtain(train, "teacher=ngram", short)
+    first, second = train.plans
+    assert (first.selection.stop_after, first.strategy.settings["label_smoothing"]) == (None, 0.0)
     changed = (3, 0.0) if "epochs" in short else (None, 0.2)
-    assert (second.selection.stop_after, second.strategy.label_smoothing) == changed
+    assert (second.selection.stop_after, second.strategy.settings["label_smoothing"]) == changed
     assert found.name != plain.name == "ngram"
     long = {"teacher.epochs=3": "selection.stop_after=3", "teacher.label_smoothing=0.2": "strategy.label_smoothing=0.2"}
-    Composed("teacher=ngram", f"teacher.recipe=['student=ngram', '{long[short]}']").find(train)
-    assert len(train.asked) == 2  # it is the same teacher
+    obtain(train, "teacher=ngram", f"teacher.recipe=['student=ngram', '{long[short]}']")
+    assert len(train.plans) == 2  # it is the same teacher
     members = "teacher.members=[{recipe: ['student=ngram']}, {recipe: ['student=ngram_bag']}]"
-    Composed("teacher=ensemble", members, short).find(train)
-    assert len(train.asked) == 3
+    obtain(train, "teacher=ensemble", members, short)
+    assert len(train.plans) == 3
 
 
 def test_what_is_off_makes_no_other_teacher() -> None:
-    Composed("teacher=ngram").find(Trained())
+    obtain(Trained(), "teacher=ngram")
     (artifact,) = Store().artifacts("teacher")
     assert "stop_after" not in artifact.key["training"]["selection"]
     assert not {"leave_out", "transfer_share"} & set(artifact.key["training"]["data"])
@@ -293,45 +304,43 @@ def test_what_is_off_makes_no_other_teacher() -> None:
 def test_the_links_of_a_chain_are_trained_once_and_in_order() -> None:
     train = Trained()
     chain = "teacher.chain=[['student=ngram'], ['student=ngram_bag', 'strategy=logit_mse'], ['student=textcnn']]"
-    found = Composed("teacher=chain", chain, "data.transfer=unlabelled", "seeds.teacher=2", "teacher.precision=bf16")
-    facts = found.find(train).facts
-    kinds = [cfg.strategy._target_.rsplit(".", 1)[-1] for cfg, _ in train.asked]
+    given = ("teacher=chain", chain, "data.transfer=unlabelled", "seeds.teacher=2")
+    facts = obtain(train, *given, "teacher.precision=bf16").facts
+    kinds = [plan.strategy.target.rsplit(".", 1)[-1] for plan in train.plans]
     assert kinds == ["SupervisedDistiller", "LogitMseDistiller", "SoftLabelDistiller"]
-    assert [cfg.data.transfer for cfg, _ in train.asked] == ["none", "unlabelled", "unlabelled"]
-    assert {cfg.seeds.init for cfg, _ in train.asked} == {2}
+    assert [plan.data.carving["transfer"] for plan in train.plans] == ["none", "unlabelled", "unlabelled"]
+    assert {plan.seeds.init for plan in train.plans} == {2}
     packages = sorted((each.created, each.path / "student") for each in Store().artifacts("teacher"))
     by_fingerprint = {package.fingerprint(path): str(path) for _, path in packages}
     assert [link["fingerprint"] for link in facts["chain"]] == [
-        package.fingerprint(Path(cfg.teacher.path)) for cfg, _ in train.asked[1:]
+        package.fingerprint(folder_of(plan)) for plan in train.plans[1:]
     ] + [facts["fingerprint"]]
-    assert train.asked[0][0].teacher.path is None
+    assert train.plans[0].teacher is None
     assert [link["validation_accuracy"] for link in facts["chain"]] == [0.01, 0.02, 0.03]
     assert [link["name"] for link in facts["chain"]] == ["ngram", "ngram_bag (strategy=logit_mse)", "textcnn"]
     assert facts["packages"] == [by_fingerprint[facts["fingerprint"]]]
 
-    again = Composed("teacher=chain", chain, "data.transfer=unlabelled", "seeds.teacher=2", "seed=4").find(train)
-    assert (again.facts["chain"], len(train.asked)) == (facts["chain"], 3)
-    Composed(
-        "teacher=chain", chain.replace("logit_mse", "decoupled"), "data.transfer=unlabelled", "seeds.teacher=2"
-    ).find(train)
-    assert len(train.asked) == 5  # the second link and what learns from it
-    Composed("teacher=ngram", "data.transfer=unlabelled", "seeds.teacher=2").find(train)
-    assert len(train.asked) == 5  # the first link is a teacher like any other
+    again = obtain(train, *given, "seed=4")
+    assert (again.facts["chain"], len(train.plans)) == (facts["chain"], 3)
+    obtain(train, *given[:1], chain.replace("logit_mse", "decoupled"), *given[2:])
+    assert len(train.plans) == 5  # the second link and what learns from it
+    obtain(train, "teacher=ngram", "data.transfer=unlabelled", "seeds.teacher=2")
+    assert len(train.plans) == 5  # the first link is a teacher like any other
 
 
 def test_a_chain_goes_on_at_the_link_where_it_was_killed() -> None:
     class Killed(Trained):
-        def __call__(self, cfg: DictConfig, folder: Path, chosen: Chosen) -> None:
-            if len(self.asked) == 1:
+        def __call__(self, plan: Plan, folder: Path, context: Context) -> None:
+            if len(self.plans) == 1:
                 raise KeyboardInterrupt
-            super().__call__(cfg, folder, chosen)
+            super().__call__(plan, folder, context)
 
     with pytest.raises(KeyboardInterrupt):
-        Composed(*CHAIN).find(Killed())
+        obtain(Killed(), *CHAIN)
     train = Trained()
-    Composed(*CHAIN).find(train)
-    ((cfg, _),) = train.asked
-    assert cfg.strategy.temperature == 4.0
+    obtain(train, *CHAIN)
+    (plan,) = train.plans
+    assert plan.strategy.settings["temperature"] == 4.0
 
 
 def test_earlier_generations_are_the_student_itself() -> None:
@@ -341,24 +350,23 @@ def test_earlier_generations_are_the_student_itself() -> None:
         "trainer.precision=bf16-mixed", "selection.monitor=val/nll", "selection.mode=min", "strategy.temperature=3",
         "strategy.label_smoothing=0.1", "strategy.weights.label=0.25", "teacher=checkpoint", "teacher.path=unused",
     )  # fmt: skip
-    composed = Composed("strategy=self", "strategy.generations=3", *student)
-    found = composed.find(train)
+    whole = composed("strategy=self", "strategy.generations=3", *student)
+    found = obtain(train, "strategy=self", "strategy.generations=3", *student)
     assert [link["name"] for link in found.facts["chain"]] == [f"bilstm generation {number}" for number in range(3)]
-    for number, (cfg, chosen) in enumerate(train.asked):
-        for node in ("student", "optimizer", "scheduler", "selection", "trainer"):
-            assert OmegaConf.to_container(cfg[node], resolve=True) == OmegaConf.to_container(
-                composed.cfg[node], resolve=True
-            )
-        assert cfg.strategy._target_.endswith("SoftLabelDistiller" if number else "SupervisedDistiller")
-        assert cfg.strategy.label_smoothing == 0.1
-        assert not number or (cfg.strategy.temperature, cfg.strategy.weights.label) == (3, 0.25)
-        assert chosen.options["student"] == "bilstm"
-    seeds = [cfg.seeds.init for cfg, _ in train.asked]
+    for number, plan in enumerate(train.plans):
+        for part in ("student", "optimizer", "scheduler", "selection", "trainer"):
+            assert getattr(plan, part) == getattr(whole, part)
+        assert plan.strategy.target.endswith("SoftLabelDistiller" if number else "SupervisedDistiller")
+        settings = plan.strategy.settings
+        assert settings["label_smoothing"] == 0.1
+        assert not number or (settings["temperature"], settings["weights"]["label"]) == (3, 0.25)
+        assert plan.student.name == "bilstm"
+    seeds = [plan.seeds.init for plan in train.plans]
     assert len({*seeds, *range(10)}) == 13  # of other initial weights than each other and the students of a sweep
-    Composed("strategy=self", "strategy.generations=2", *student, "seed=3").find(train)
-    assert len(train.asked) == 3
-    Composed("strategy=self", "strategy.generations=2", *student, "student.model.hidden_dim=9").find(train)
-    assert len(train.asked) == 5
+    obtain(train, "strategy=self", "strategy.generations=2", *student, "seed=3")
+    assert len(train.plans) == 3
+    obtain(train, "strategy=self", "strategy.generations=2", *student, "student.model.hidden_dim=9")
+    assert len(train.plans) == 5
 
 
 def test_assistants_follow_the_configured_teacher(tmp_path: Path) -> None:
@@ -367,30 +375,32 @@ def test_assistants_follow_the_configured_teacher(tmp_path: Path) -> None:
     assistants = "strategy.assistants=[['student=textcnn'], ['student=ngram', 'strategy.weights.label=0.125']]"
     class_map = "teacher.class_map={bad: negative, good: positive}"
     given = ("strategy=assistant", assistants, "strategy.temperature=5", "teacher=checkpoint", class_map)
-    found = Composed(*given, f"teacher.path={tmp_path / 'head'}").find(train)
-    first, second = (cfg for cfg, _ in train.asked)
-    assert (Path(first.teacher.path), package.fingerprint(head)) == (head, found.facts["chain"][0]["fingerprint"])
-    assert (dict(first.teacher.class_map), second.teacher.class_map) == ({"bad": "negative", "good": "positive"}, None)
-    assert (first.strategy.temperature, second.strategy.temperature) == (5, 2)  # it says what is its own
-    assert (first.strategy.weights.label, second.strategy.weights.label) == (0.5, 0.125)
+    found = obtain(train, *given, f"teacher.path={tmp_path / 'head'}")
+    first, second = train.plans
+    assert (folder_of(first), package.fingerprint(head)) == (head, found.facts["chain"][0]["fingerprint"])
+    assert first.teacher is not None and second.teacher is not None
+    assert (first.teacher.class_map, second.teacher.class_map) == ({"bad": "negative", "good": "positive"}, None)
+    learned = [plan.strategy.settings for plan in (first, second)]
+    assert [each["temperature"] for each in learned] == [5, 2]  # it says what is its own
+    assert [each["weights"]["label"] for each in learned] == [0.5, 0.125]
     assert [link["name"] for link in found.facts["chain"]] == ["head", "textcnn", "ngram (label=0.125)"]
     assert [link["validation_accuracy"] for link in found.facts["chain"]] == [0.0, 0.01, 0.02]
     assert found.class_map is None  # the last one speaks of the data's classes
     # The same recipe as the teacher of a chain of its own: what it learned from is part of what it is.
-    Composed(*given, f"teacher.path={write(tmp_path / 'other', 8, names)}").find(train)
-    assert len(train.asked) == 4
+    obtain(train, *given, f"teacher.path={write(tmp_path / 'other', 8, names)}")
+    assert len(train.plans) == 4
 
 
 def test_a_recipe_that_fails_leaves_nothing() -> None:
-    def fails(cfg: DictConfig, folder: Path, chosen: Chosen) -> None:
+    def fails(plan: Plan, folder: Path, context: Context) -> None:
         (folder / "half").touch()
         raise UserError("it diverged")
 
     with pytest.raises(UserError, match="it diverged"):
-        Composed("teacher=ngram").find(fails)
+        obtain(fails, "teacher=ngram")
     assert list(Store().artifacts("teacher")) == []
     train = Trained()
-    assert Composed("teacher=ngram").find(train).folders[0].is_dir()
+    assert obtain(train, "teacher=ngram").folders[0].is_dir()
 
 
 def test_an_ensemble_teaches(tmp_path: Path) -> None:
@@ -432,19 +442,21 @@ def told(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, list[str
 
 def test_out_of_fold_answers(tmp_path: Path) -> None:
     """One whole run, and what its teacher says of each row of the corpus, by the models' own packages."""
-    composed = Composed("teacher=ngram", f"teacher.recipe={NGRAM}", "teacher.folds=3", "student=ngram", "threads=1")
-    cfg, store = composed.cfg, Store()
-    data = train_app.rows_of(cfg, store).prepare()
-    found = composed.find(train_app.run)
-    answers = teachers.answer(cfg, found, data, store, "cpu", live=False, token_level=False)
-    assert (answers.training.provides, found.facts["mode"]) == ({"logits"}, "recorded")
+    plan = composed("teacher=ngram", f"teacher.recipe={NGRAM}", "teacher.folds=3", "student=ngram", "threads=1")
+    context = Context()
+    store = context.store
+    data = open_data(plan, context).prepare()
+    assert plan.teacher is not None
+    found = obtain_teacher(plan.teacher, context, run_plan)
+    answers = obtain_knowledge(plan, found, data, context, live=False, token_level=False)
+    assert (answers.training.signature.fields, found.facts["mode"]) == ({"logits"}, "recorded")
     assert len(set(found.facts["packages"])) == len(found.facts["members_validation_accuracy"]) == 3
 
     whole = split(data.corpus, validation=40)
     seen = []
     for folder in map(Path, found.facts["packages"]):
-        own = OmegaConf.load(folder.parent / ".hydra" / "config.yaml").data
-        part = split(data.corpus, validation=own.validation, leave_out=own.leave_out)
+        carving = json.loads((folder.parent / "run.json").read_text())["settings"]["data"]
+        part = split(data.corpus, validation=carving["validation"], leave_out=carving["leave_out"])
         assert np.array_equal(part.validation, whole.validation)
         assert not np.isin(np.concatenate([whole.validation, whole.test]), part.train).any()
         seen.append(np.isin(whole.train, part.train))
@@ -456,12 +468,12 @@ def test_out_of_fold_answers(tmp_path: Path) -> None:
         texts = [text for chunk in data.corpus.texts(rows) for text in chunk]
         return np.stack([package.load(folder).probabilities(texts) for folder in found.folders])
 
-    answer = teachers.logits_of(answers.training, data, whole.train).softmax(1).numpy()
+    answer = logits_of(answers.training, data, whole.train).softmax(1).numpy()
     each = said(whole.train)
     np.testing.assert_allclose(answer, each[np.argmin(seen, axis=0), np.arange(len(whole.train))], atol=1e-5)
     assert np.abs(answer - each.mean(0)).max() > 0.01  # and not by the mean
     for rows in (whole.validation, whole.test):
-        answer = teachers.logits_of(answers.evaluation, data, rows).softmax(1).numpy()
+        answer = logits_of(answers.evaluation, data, rows).softmax(1).numpy()
         np.testing.assert_allclose(answer, said(rows).mean(0), atol=1e-5)
 
     # What no model needs to be asked about was not paid for: every training row once, the others three times.
@@ -474,9 +486,9 @@ def test_out_of_fold_answers(tmp_path: Path) -> None:
 
 def test_folds_in_processes_of_their_own_are_the_same(tmp_path: Path) -> None:
     given = ("teacher=ngram", f"teacher.recipe={NGRAM}", "teacher.folds=2", "threads=1")
-    one = Composed(*given).find(train_app.run).facts["fingerprint"]
+    one = obtain(run_plan, *given).facts["fingerprint"]
     store = Store(tmp_path / "other")
-    two = teachers.find((composed := Composed(*given, "teacher.jobs=2")).cfg, composed.chosen, store, train_app.run)
+    two = obtain(run_plan, *given, "teacher.jobs=2", store=store)
     assert two.facts["fingerprint"] == one
     assert all(folder.is_relative_to(store.root) for folder in two.folders)
 
