@@ -74,7 +74,8 @@ def distil(
         strategy: a strategy's class or a partial of it; by default soft labels with a teacher, labels alone without.
         seeds: how many (from 0), or which.
         test, validation: (texts, labels).
-        unlabelled: texts that train by the teacher alone.
+        unlabelled: texts that train by the teacher alone; without a teacher they are part of the data and not used, so
+            that both stand in one table.
         training: settings of the student's option: learning_rate, batch_size, epochs, ...
 
     Raises:
@@ -90,7 +91,7 @@ def distil(
         student_plan(student, tokenizer, **training),
         _strategy(strategy, teacher),
         teacher=_teacher(teacher),
-        transfer="unlabelled" if len(unlabelled) else "none",
+        transfer="unlabelled" if len(unlabelled) and teacher is not None else "none",
         name=name,
     )
     numbers = range(seeds) if isinstance(seeds, int) else seeds

@@ -41,7 +41,10 @@ def student_plan(
     for key in training:
         if key not in option["training"]:
             raise UserError(f"training has no {key!r}; it has {', '.join(option['training'])}")
-    return Student(Component(component.target, settings), Component.of(tokenizer), option["training"] | training, name)
+    solver = Component.of(option["solver"]) if "solver" in option else None
+    return Student(
+        Component(component.target, settings), Component.of(tokenizer), option["training"] | training, solver, name
+    )
 
 
 def plan_by_hand(

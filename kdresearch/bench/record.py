@@ -105,11 +105,11 @@ class Record:
 
 def describe_cell(plan: Plan) -> dict[str, Any]:
     """What the parts of a run are called, for names; what they are is in its settings."""
-    options = plan.options
+    options, labels = plan.options, plan.data.source.settings.get("labels")
     return {
         **({"generator": plan.samples.name} if plan.samples is not None else {}),
         "data": plan.data.name,
-        "labels": plan.data.source.settings.get("labels"),
+        "labels": labels if isinstance(labels, str) else None,
         "student": plan.student.name,
         "strategy": options.get("strategy", plan.strategy.target.rpartition(".")[2]),
         "teacher": None if plan.teacher is None or not plan.teacher.name else plan.teacher.name,
