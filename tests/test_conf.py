@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kdresearch.apps.pseudo_samples import SETTINGS
+from kdresearch.commands.compose import SAMPLES
 from kdresearch.conf_path import config_dir
 from kdresearch.strategies.distiller import Distiller
 
@@ -89,7 +89,7 @@ def test_every_target_takes_what_it_is_given(option: str) -> None:
     assert {path.split(".")[0] for path, _ in found} >= {"data", "student", "strategy", "optimizer", "scheduler"}
     for path, node in found:
         made = get_object(node["_target_"])
-        beside = SETTINGS if path == "generator" else frozenset()  # what its node holds for the pool
+        beside = SAMPLES if path == "generator" else frozenset()  # what its node holds for the pool
         given = {key: None for key in node if not str(key).startswith("_") and key not in beside}
         supplied = SUPPLIED.get(path.split(".")[0], set()) if node.get("_partial_") else set()
         parameters = inspect.signature(made).parameters
@@ -146,13 +146,13 @@ def test_weights_name_what_is_learned_from(option: str) -> None:
 @pytest.mark.parametrize("option", [option for option in CHOICES if option.startswith("generator/")])
 def test_generators_name_every_setting_with_its_default(option: str) -> None:
     node = OmegaConf.to_container(composed(option).generator, resolve=True)
-    assert isinstance(node, dict) and set(node) >= SETTINGS
+    assert isinstance(node, dict) and set(node) >= SAMPLES
     made = {"generator": node} | {"filters": node["filters"]}
     if option == "generator/none":
         del made["generator"]
     for name, settings in made.items():
         parameters = inspect.signature(get_object(settings["_target_"])).parameters
-        assert set(parameters) == set(settings) - {"_target_"} - (SETTINGS if name == "generator" else set())
+        assert set(parameters) == set(settings) - {"_target_"} - (SAMPLES if name == "generator" else set())
         for key, each in parameters.items():
             default = {"names": {}}.get(key, each.default)
             assert settings[key] == default or each.default is inspect.Parameter.empty, (name, key)

@@ -81,7 +81,7 @@ class StagedDistiller(CombinedDistiller):
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
-        objectives = settings["objectives"]
+        objectives = settings.get("objectives", {})
         weights = [each.weights if isinstance(each, Stage) else each["weights"] for each in settings["stages"]]
         return any(
             super(StagedDistiller, cls).needs_teacher({"objectives": objectives, "weights": each}) for each in weights

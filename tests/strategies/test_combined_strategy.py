@@ -289,7 +289,7 @@ def test_class_scores_of_one_member() -> None:
          r"objective x learns from member 0 .* the teacher is no ensemble \(teacher=ensemble\)"),
         (Feature(level="sentence"), None,
          r"objective x, of TextCNN with EnsembleTeacher .*: needs pooled of the teacher, which provides only logits"),
-        (Feature(level="tokens", member=1), None, r"of TextCNN with MappedTeacher .*: needs hidden of the student"),
+        (Feature(level="tokens", member=1), None, r"of TextCNN with Transformer .*: needs hidden of the student"),
     ],
 )  # fmt: skip
 def test_members_that_are_not_there_are_refused(objective: Objective, teacher: Any, message: str) -> None:

@@ -260,7 +260,7 @@ def test_what_is_kept_of_a_teacher_teaches_sentence_vectors(tmp_path: Path) -> N
     ("settings", "message"),
     [
         ({"student": NgramLinear(30, 2)},
-         r"objective feature, of NgramLinear with LiveTeacher as its teacher: needs pooled of the student, which "
+         r"objective feature, of NgramLinear with Transformer as its teacher: needs pooled of the student, which "
          r"provides only logits; choose a model with sentence vectors"),
         ({"student": textcnn(1), "level": "tokens"},
          r"of TextCNN with .* needs hidden of the student, .* choose a model with layers, or compare sentence vectors"),

@@ -96,7 +96,7 @@ def test_decoupled_is_warmed_up_beside_whole_labels() -> None:
 def test_what_is_dead_on_two_classes_is_refused(strategy: Any) -> None:
     name = strategy.__name__.removesuffix("Distiller").lower()
     with pytest.raises(UserError, match=rf"{name} is dead on 2 classes: it needs at least 3"):
-        strategy(NgramBag(20, 2), classes=("a", "b"), teacher=Said(), weights={"label": 1, name: 1})
+        strategy(NgramBag(20, 2), classes=("a", "b"), teacher=NgramBag(20, 2), weights={"label": 1, name: 1})
 
 
 def test_a_zero_weight_lifts_the_refusal() -> None:

@@ -209,8 +209,10 @@ def test_a_run_that_is_continued_within_a_stage(tmp_path: Path) -> None:
 
 def test_it_says_whether_it_takes_a_teacher() -> None:
     labels = {"share": 0.5, "weights": {"label": 1.0, "soft_label": 0}}
-    assert not StagedDistiller.needs_teacher({"stages": [labels, labels]})
-    assert StagedDistiller.needs_teacher({"stages": [labels, {"share": 0.5, "weights": {"soft_label": 1}}]})
+    objectives = {"label": Label(), "soft_label": SoftLabel()}
+    scores = {"share": 0.5, "weights": {"soft_label": 1}}
+    assert not StagedDistiller.needs_teacher({"objectives": objectives, "stages": [labels, labels]})
+    assert StagedDistiller.needs_teacher({"objectives": objectives, "stages": [labels, scores]})
     assert distiller([labels, labels], teacher=None).teacher is None
 
 
