@@ -38,9 +38,8 @@ def resolved(*overrides: str, search: Path | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "typed",
     [
-        ["student.training.epochs=6"],
-        ["trainer.max_epochs=6"],
-        ["optimizer.lr=0.001", "student.training.learning_rate=1e-3"],
+        ["student.training.min_epochs=6", "student.training.epochs=null"],
+        ["optimizer.lr=0.002", "student.training.learning_rate=2e-3"],
         ["student.training.weight_decay=0"],
         ["trainer.gradient_clip_val=1", "data.limit=null"],
         ["trainer.precision=32", "trainer=cpu", "+trainer.profiler=simple", "trainer.log_every_n_steps=1"],
@@ -53,6 +52,11 @@ def resolved(*overrides: str, search: Path | None = None) -> dict[str, Any]:
 def test_the_same_settings_typed_otherwise_are_one_run(typed: list[str]) -> None:
     usual = resolved("strategy=soft_label", "teacher=ngram")
     assert identity(resolved("strategy=soft_label", "teacher=ngram", *typed)) == identity(usual)
+
+
+def test_an_exact_length_is_one_wherever_it_is_typed() -> None:
+    by_student, by_trainer = (resolved(f"{name}=6") for name in ("student.training.epochs", "trainer.max_epochs"))
+    assert identity(by_student) == identity(by_trainer) != identity(resolved())
 
 
 @pytest.mark.parametrize(
