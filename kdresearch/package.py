@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -144,7 +145,10 @@ def _model(folder: Path, saved: dict[str, Any]) -> Any:
         with safe_open(str(folder / WEIGHTS), "pt") as weights:
             shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         with torch.device("meta"):  # a configuration may ask for more memory than its weights do: none is taken yet
-            outline = {name: tuple(tensor.shape) for name, tensor in _made(folder, saved).state_dict().items()}
+            planned = _made(folder, saved)
+            with suppress(RuntimeError):  # a buffer may take the file's shape; whatever else differs is told below
+                planned.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()})
+        outline = {name: tuple(tensor.shape) for name, tensor in planned.state_dict().items()}
         if shapes != outline:
             name = next(name for name in [*outline, *shapes] if outline.get(name) != shapes.get(name))
             raise RuntimeError(f"{name} is {shapes.get(name, 'absent')} and not {outline.get(name, 'expected')}")

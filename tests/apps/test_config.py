@@ -24,7 +24,7 @@ def test_a_node_becomes_what_it_names() -> None:
 
 def test_a_partial_node_is_completed_or_left_open() -> None:
     assert isinstance(build(node(SOFT), "strategy"), partial)
-    assert build(node(SOFT), "strategy", beta=0.25).settings["beta"] == 0.25
+    assert build(node(SOFT), "strategy", divergence="jsd", beta=0.25).settings["beta"] == 0.25
 
 
 def test_constructors_get_plain_values() -> None:
