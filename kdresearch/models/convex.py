@@ -31,8 +31,8 @@ _ROUNDING = 1e-6  # share of the loss that is no rise: objectives are computed i
 class Features:
     """Rows of sparse features, each weighted, and what weights of theirs give.
 
-    A feature of one row alone adds r²·x² to X Xᵀ at that row and nothing else; these, which most n-grams are, are summed
-    once, and a product takes the others.
+    A feature of one row alone adds r²·x² to X Xᵀ at that row and nothing else; these, which most n-grams are, are
+    summed once, and a product takes the others.
 
     Args:
         rows: X [N, V].

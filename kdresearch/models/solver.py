@@ -94,7 +94,9 @@ class Optima:
             for strength in self.solver.strengths:
                 solution = self._solved(features, strength, point, near)
                 point = solution.point
-                yield Step(weighting, strength, solution, self._logits(features.scores(point.coefficients, held), point))
+                yield Step(
+                    weighting, strength, solution, self._logits(features.scores(point.coefficients, held), point)
+                )
 
     def finish(self, step: Step) -> Step:
         """Solve a step to the end, and give its weights to the model."""
