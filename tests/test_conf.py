@@ -108,7 +108,9 @@ def test_every_target_takes_what_it_is_given(option: str) -> None:
 def test_students_say_how_they_are_trained(option: str) -> None:
     training = composed(option).student.training
     least = {"min_epochs", "min_updates", "updates"}  # of networks; see kdresearch.bench.budget
-    assert set(training) - least == {"learning_rate", "weight_decay", "head_lr_scale", "epochs", "batch_size"}
+    assert set(training) - least == {
+        "learning_rate", "weight_decay", "head_lr_scale", "epochs", "batch_size", "class_weights"
+    }  # fmt: skip
     assert set(training) & least == least or training.epochs is not None
 
 

@@ -198,7 +198,7 @@ def test_every_file_is_read_once_per_process(saved: Path, monkeypatch: pytest.Mo
     for _ in range(3):
         package.load(saved)
         package.fingerprint(saved)
-    assert sorted(path.name for path in read) == ["model.safetensors", "ngrams.npy", "words.json"]
+    assert sorted(path.name for path in read) == ["lengths.npy", "model.safetensors", "ngrams.npy", "words.json"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -295,7 +295,7 @@ def test_a_flipped_bit_of_a_package_is_said(saved: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match=re.escape(str(name))):
             package.load(folder)
         said += 1
-    assert len(names) == 4 and said >= 38
+    assert len(names) == 5 and said >= 38
 
 
 def test_a_flipped_bit_of_the_store_is_said_and_built_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,39 +31,59 @@ _ROUNDING = 1e-6  # share of the loss that is no rise: objectives are computed i
 class Features:
     """Rows of sparse features, each weighted, and what weights of theirs give.
 
+    A feature of one row alone adds r²·x² to X Xᵀ at that row and nothing else; these, which most n-grams are, are
+    summed once, and a product takes the others.
+
     Args:
         rows: X [N, V].
         ratio: r [V] or [V, K], by which column k reads feature i as r_ik·x_i; None reads x_i.
     """
 
     def __init__(self, rows: sparse.csr_matrix, ratio: np.ndarray | None = None) -> None:
-        self.rows, self.columns = rows, rows.T.tocsr()
+        self.rows = rows
         self.square = None if ratio is None else np.square(ratio.reshape(len(ratio), -1)).astype(rows.dtype)
-        squares = rows.multiply(rows).sum(0)
+        squares, frequency = rows.multiply(rows).tocsr(), rows.getnnz(0)
         mean = 1.0 if self.square is None else self.square.mean(1, dtype=np.float64)
-        self.mean_square = float((np.asarray(squares).ravel() * mean).sum() / max(1, rows.shape[0]))
+        self.mean_square = float((np.asarray(squares.sum(0)).ravel() * mean).sum() / max(1, rows.shape[0]))
+        alone, self.several = np.flatnonzero(frequency == 1), np.flatnonzero(frequency > 1)
+        factor = np.ones((len(alone), 1), rows.dtype) if self.square is None else self.square[alone]
+        self.diagonal = np.asarray(squares[:, alone] @ factor)  # [N, 1 or K]
+        self.shared = rows[:, self.several]
+        self.shared_square = None if self.square is None else self.square[self.several]
 
     def weights(self, coefficients: np.ndarray) -> np.ndarray:
         """r² ∘ Xᵀ A [V, K]: the weights of the plain features that coefficients [N, K] stand for."""
-        weights = np.asarray(self.columns @ coefficients)
-        if self.square is not None:
-            weights *= self.square
-        return weights
+        return _weights(self.rows, self.square, coefficients)
 
-    def gram(self, coefficients: np.ndarray, rows: sparse.csr_matrix | None = None) -> np.ndarray:
-        """The scores of those weights on these rows [N, K] or on others [M, K], some columns at a time."""
-        rows = self.rows if rows is None else rows
-        width = max(1, _CHUNK // max(1, self.rows.shape[1]))
-        if coefficients.shape[1] <= width:
-            return np.asarray(rows @ self.weights(coefficients))
-        found = np.empty((rows.shape[0], coefficients.shape[1]), coefficients.dtype)
-        for first in range(0, coefficients.shape[1], width):
-            part = slice(first, first + width)
-            weights = np.asarray(self.columns @ np.ascontiguousarray(coefficients[:, part]))
-            if self.square is not None:
-                weights *= self.square if self.square.shape[1] == 1 else self.square[:, part]
-            found[:, part] = rows @ weights
-        return found
+    def gram(self, coefficients: np.ndarray) -> np.ndarray:
+        """The scores of those weights on these rows [N, K]."""
+        return _scores(self.shared, self.shared, self.shared_square, coefficients) + self.diagonal * coefficients
+
+    def scores(self, coefficients: np.ndarray, rows: sparse.csr_matrix) -> np.ndarray:
+        """The scores of those weights on other rows [M, K]."""
+        return _scores(rows, self.rows, self.square, coefficients)
+
+
+def _weights(rows: sparse.csr_matrix, square: np.ndarray | None, coefficients: np.ndarray) -> np.ndarray:
+    weights = np.asarray(rows.T @ coefficients)
+    if square is not None:
+        weights *= square
+    return weights
+
+
+def _scores(
+    rows: sparse.csr_matrix, source: sparse.csr_matrix, square: np.ndarray | None, coefficients: np.ndarray
+) -> np.ndarray:
+    """What rows [M, V] score by the weights of others' [N, V] coefficients [N, K], some columns at a time."""
+    width = max(1, _CHUNK // max(1, source.shape[1]))
+    if coefficients.shape[1] <= width:
+        return np.asarray(rows @ _weights(source, square, coefficients))
+    found = np.empty((rows.shape[0], coefficients.shape[1]), coefficients.dtype)
+    for first in range(0, coefficients.shape[1], width):
+        part = slice(first, first + width)
+        some = square if square is None or square.shape[1] == 1 else square[:, part]
+        found[:, part] = rows @ _weights(source, some, np.ascontiguousarray(coefficients[:, part]))
+    return found
 
 
 class Vector(NamedTuple):

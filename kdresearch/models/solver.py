@@ -13,9 +13,9 @@ from kdresearch.models.convex import Features, ScoreLoss, Solution, Vector, mini
 from kdresearch.models.ngram import NgramLinear
 
 METHODS = ("auto", "lbfgs", "none")
-_NEAR = 1e-3  # of the gradient at 0, where the next strength is tried
+_NEAR = 1e-2  # of the gradient at 0, where the next strength is tried
 _ITERATIONS = 1000
-_DOUBLE = 1 << 21  # scores up to which they are computed in double precision
+_DOUBLE = 1 << 18  # scores up to which they are computed in double precision
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ class Solver:
         method: str = "auto",
         strengths: Sequence[float] = (3, 10, 30, 100),
         calibrate: bool = True,
-        tolerance: float = 1e-4,
+        tolerance: float = 1e-3,
     ) -> None:
         if method not in METHODS:
             raise UserError(f"student.solver.method: {choices(method, METHODS)}")
@@ -94,7 +94,9 @@ class Optima:
             for strength in self.solver.strengths:
                 solution = self._solved(features, strength, point, near)
                 point = solution.point
-                yield Step(weighting, strength, solution, self._logits(features.gram(point.coefficients, held), point))
+                yield Step(
+                    weighting, strength, solution, self._logits(features.scores(point.coefficients, held), point)
+                )
 
     def finish(self, step: Step) -> Step:
         """Solve a step to the end, and give its weights to the model."""
@@ -104,7 +106,7 @@ class Optima:
         solution = self._solved(features, step.strength, start, least)
         point = solution.point
         self.model.place(step.weighting, ratio, features.weights(point.coefficients), point.bias)
-        logits = self._logits(features.gram(point.coefficients, held), point)
+        logits = self._logits(features.scores(point.coefficients, held), point)
         return Step(step.weighting, step.strength, solution, logits)
 
     def _solved(self, features: Features, strength: float, start: Vector, tolerance: float) -> Solution:

@@ -93,6 +93,8 @@ class AnnealedDistiller(Distiller):
 
     def _first_phase(self, updates: int) -> int:
         """Its updates: whole epochs where there are several."""
+        if math.isinf(self.trainer.num_training_batches):
+            self.trainer.fit_loop.setup_data()  # where the length is one of updates nobody has counted the batches
         epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         if self.share == 1 or updates <= epoch:
             return max(1, round(self.share * updates))

@@ -34,7 +34,7 @@ def resolved(*overrides: str, search: Path | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "typed",
     [
-        ["student.training.min_epochs=6"],
+        ["student.training.min_epochs=6", "student.training.epochs=null"],
         ["optimizer.lr=0.002", "student.training.learning_rate=2e-3"],
         ["student.training.weight_decay=0"],
         ["trainer.gradient_clip_val=1", "data.limit=null"],
@@ -50,8 +50,9 @@ def test_the_same_settings_typed_otherwise_are_one_run(typed: list[str]) -> None
     assert identity(resolved("strategy=soft_label", "teacher=ngram", *typed)) == identity(usual)
 
 
-def test_one_quantity_has_one_name() -> None:
-    assert identity(resolved("student.training.epochs=6")) == identity(resolved("trainer.max_epochs=6"))
+def test_an_exact_length_is_one_wherever_it_is_typed() -> None:
+    by_student, by_trainer = (resolved(f"{name}=6") for name in ("student.training.epochs", "trainer.max_epochs"))
+    assert identity(by_student) == identity(by_trainer) != identity(resolved())
     assert identity(resolved("student.training.learning_rate=0.5")) == identity(resolved("optimizer.lr=0.5"))
 
 

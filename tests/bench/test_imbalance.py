@@ -115,7 +115,7 @@ def test_whether_a_teacher_is_below_is_in_the_record(tmp_path: Path) -> None:
     overrides = (
         "strategy=soft_label",
         "teacher=ngram",
-        "teacher.recipe=[student=ngram_bag,student.training.epochs=12,student.training.learning_rate=0.1]",
+        "teacher.recipe=['student=ngram_bag','student.training.epochs=12','student.training.learning_rate=0.1']",
     )
     assert main(["train", *RUN, *write(tmp_path), *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

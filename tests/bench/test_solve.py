@@ -49,7 +49,7 @@ def test_a_record_says_how_it_was_solved(labels: str, tmp_path: Path) -> None:
         curve = [row for row in csv.DictReader(file) if row["val/accuracy"]]
     assert [float(row["solver/strength"]) for row in curve] == [3, 10, 30, 100] * 2
     assert [row["epoch"] for row in curve] == [str(number) for number in range(8)]
-    best = max(curve, key=lambda row: (float(row["val/accuracy"]), -float(row["val/nll"])))
+    best = min(curve, key=lambda row: float(row["solver/calibrated_nll"]))
     assert curve[facts["best_epoch"] - 1] == best
     # The package answers as the run did.
     table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()

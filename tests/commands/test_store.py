@@ -57,7 +57,8 @@ def test_list_of_real_artifacts_says_what_each_is(store: Store, capsys: pytest.C
     rows = {tuple(line.split("\t")[:2]): line.split("\t")[2:] for line in told.out.splitlines()}
     what = {key: row[0] for key, row in rows.items()}
     assert what.pop(("corpus", data.fingerprint)) == "reviews polarity seed=3 train=40 test=20 unlabelled=10"
-    assert what.pop(("tokenizer", fingerprint)).startswith("word size=30000")
+    told_of = what.pop(("tokenizer", fingerprint))
+    assert told_of.startswith("word words=") and " size=30000 min_count=2 " in told_of
     assert set(what.values()) == {"reviews polarity: train, read by word", "reviews polarity: test, read by word"}
     files = [file for file in store.root.rglob("*") if file.is_file() and file.name != "artifact.json"]
     total = sum(file.stat().st_size for file in files)

@@ -412,7 +412,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
 def test_a_run_without_a_good_outcome_leaves_no_old_one(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "strategy=supervised") == 0
     assert train(tmp_path / "run", "strategy=supervised", "student.training.learning_rate=1e30") == 2
-    assert read(tmp_path / "run", "run.json")["status"] == "failed"
+    assert read(tmp_path / "run", "run.json")["status"] == "diverged"
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not (tmp_path / "run" / "predictions.parquet").exists()
 

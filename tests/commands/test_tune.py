@@ -18,7 +18,8 @@ TINY = (
     "data=reviews", "data.rows={train: 80, test: 30, unlabelled: 0}", "data.validation=20", "student=ngram_bag",
     "student.model.embedding_dim=4", "strategy=supervised,soft_label", "teacher=ngram", "trainer=cpu", "logger=none",
     "tune.shared.student.training.epochs.low=1", "tune.shared.student.training.epochs.high=2", "threads=1",
-    "teacher.recipe=['student=ngram', 'student.training.epochs=1']", "student.training.epochs=1",
+    "teacher.recipe=['student=ngram', 'student.solver.method=none', 'student.training.epochs=1']",
+    "student.training.epochs=1",
 )  # fmt: skip
 
 

@@ -115,11 +115,12 @@ def test_rows_are_encoded_and_fitted_once(corpus: Corpus, store: Store) -> None:
     name = fitted(tokenizer, corpus, train, store, said.append)
     encoded(tokenizer, name, corpus, index, store, said.append)
     assert tokenizer.texts_fitted == 4500 and tokenizer.texts_encoded == len(corpus)
-    assert said[0] == "fitting the word tokenizer on 4,500 rows" and len(said) == 5
+    assert said[0] == "fitting the word tokenizer on 4,500 rows" and len(said) == 6
+    assert said[1] == f"the word tokenizer has {tokenizer.size} entries: the rows give no 30,000"
     again = Counted(min_count=1)
     assert fitted(again, corpus, train[::-1], store, said.append) == name  # rows are a set
     check(encoded(again, name, corpus, index[::-1], store, said.append), tokenizer, corpus, index[-30:])
-    assert again.texts_fitted == again.texts_encoded == 0 and again.size == tokenizer.size and len(said) == 5
+    assert again.texts_fitted == again.texts_encoded == 0 and again.size == tokenizer.size and len(said) == 6
 
 
 def test_other_rows_or_settings_are_another_fingerprint(corpus: Corpus, store: Store) -> None:

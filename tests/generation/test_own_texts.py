@@ -34,7 +34,8 @@ def test_own_texts_in_order_and_then_no_more(tmp_path: Path, suffix: str) -> Non
             ".jsonl": "\n".join('{"review": "' + text.replace('"', '\\"') + '"}' for text in OWN),
         }[suffix]
         path.write_text(content + "\n", encoding="utf-8")
-    generator = read(OwnTexts(path, text="review"))
+    columns = {} if suffix == ".txt" else {"text": "review"}
+    generator = read(OwnTexts(path, **columns))
     assert [generator.generate(2, 0, start) for start in (0, 2, 4)] == [OWN[:2], OWN[2:], []]
 
 

@@ -125,6 +125,20 @@ def test_the_gradient_is_that_of_the_weights() -> None:
     )
 
 
+def test_features_of_one_row_are_summed_once_and_change_nothing() -> None:
+    random = np.random.default_rng(0)
+    dense = np.concatenate([random.random((9, 12)) < 0.3, np.eye(9), np.zeros((9, 2))], axis=1) * random.random((9, 23))
+    coefficients = random.normal(size=(9, 3))
+    for ratio in (None, random.normal(size=23), random.normal(size=(23, 3))):
+        features = Features(sparse.csr_matrix(dense), ratio)
+        assert features.shared.shape[1] <= 12 and features.diagonal.all()
+        square = 1 if ratio is None else np.square(ratio.reshape(23, -1))
+        np.testing.assert_allclose(features.gram(coefficients), dense @ (square * (dense.T @ coefficients)))
+        np.testing.assert_allclose(
+            features.scores(coefficients, sparse.csr_matrix(dense[:4])), features.gram(coefficients)[:4]
+        )
+
+
 def test_columns_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = problem(5)
     random = np.random.default_rng(0)

@@ -152,9 +152,9 @@ def test_gradient_equals_finite_differences(made: Any, distance: str) -> None:
 @pytest.mark.parametrize("made", MODELS[1:])
 def test_training_lowers_it(made: Any) -> None:
     student, teacher, rows = made(0).train(), live(made(1)), batch()
-    optimizer = torch.optim.Adam(student.parameters(), 0.02)
+    optimizer = torch.optim.Adam(student.parameters(), 0.01)
     course = []
-    for _ in range(25):
+    for _ in range(60):  # the words that a maximum is taken of change on the way, and the loss jumps
         optimizer.zero_grad()
         loss = value(Jacobian(), student, teacher, rows)
         loss.backward()

@@ -245,7 +245,8 @@ def test_each_objective_learns_from_its_own_member() -> None:
         "second": 1 - F.cosine_similarity(own[1], other.pooled).mean(),
     }
     found = {name: float(value.detach()) for name, value in module.terms(rows).items()}
-    assert found == pytest.approx({name: float(value.detach()) for name, value in expected.items()}, rel=1e-5)
+    expected = {name: float(value.detach()) for name, value in expected.items()}
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)  # a KL of almost equal scores is a small difference
     whole = sum(PER_MEMBER[name] * value for name, value in found.items())
     assert total(module) == pytest.approx(whole, rel=1e-5)
 

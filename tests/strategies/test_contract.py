@@ -100,18 +100,18 @@ class Bench:
         pieces = record("bench", lambda: teacher, self.word.corpus, index, self.store)
         self.recorded = RecordedTeacher(pieces, self.word.corpus, index, self.word.classes)
 
-    def data(self, tokenizer: str) -> TextDataModule:
+    def data(self, tokenizer: str, transfer: str = "none") -> TextDataModule:
         reads = WordTokenizer(min_count=1, max_length=24) if tokenizer == "word" else NgramTokenizer(orders=2, size=500)
         return TextDataModule(
-            self.source, reads, store=self.store, batch_size=16, validation=16, transfer="none"
+            self.source, reads, store=self.store, batch_size=16, validation=16, transfer=transfer
         ).prepare()
 
     def package(self, kind: str, tokenizer: Any, seed: int = 9) -> Package:
         return Package(model(kind, tokenizer, 8, seed).eval(), tokenizer, self.word.classes, "bench", {})
 
-    def pair(self, student: str, teacher: str) -> tuple[TextDataModule, Teacher, Reading]:
+    def pair(self, student: str, teacher: str, transfer: str = "none") -> tuple[TextDataModule, Teacher, Reading]:
         """Data as both sides read it, the teacher, and how their tokens correspond."""
-        data = self.data("ngram" if student.startswith("ngram") else "word")
+        data = self.data("ngram" if student.startswith("ngram") else "word", transfer)
         if teacher == "recorded":
             return data, self.recorded, Reading("apart", "the teacher is recorded")
         tokenizer, fingerprint = self.word.tokenizer, self.word.fingerprint

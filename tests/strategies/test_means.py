@@ -20,10 +20,10 @@ from kdresearch.objectives.generative import PseudoSample
 from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.package import Package
 from kdresearch.strategies.adversarial import AdversarialDistiller
-from kdresearch.strategies.annealed import AnnealedDistiller
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.strategies.means import Means
 from kdresearch.strategies.mutual import MutualDistiller
+from kdresearch.strategies.staged import StagedDistiller
 from kdresearch.structures import Batch, Tokens
 from kdresearch.teachers.live import LiveTeacher
 
@@ -190,13 +190,14 @@ def test_networks_that_learn_together(tmp_path: Path) -> None:
 
 
 def test_a_stage_ends_a_row(tmp_path: Path) -> None:
-    """Of fourteen updates the first five are annealed: nothing of them is in a row of the labels."""
-    module = AnnealedDistiller(
-        linear(1), share=5 / 14, max_temperature=2, weights={"label": 1, "annealed": 1}, **WIRING
-    )  # fmt: skip
+    """Of fourteen updates the first five are of another stage: nothing of them is in a row of the labels."""
+    stages = [{"share": 5 / 14, "weights": {"soft_label": 1}}, {"share": 9 / 14, "weights": {"label": 1}}]
+    module = StagedDistiller(
+        linear(1), objectives={"label": Label(), "soft_label": SoftLabel()}, stages=stages, **WIRING
+    )
     _, watch = fit(module, tmp_path, 4)
-    annealed = {end - 1: mean(watch.seen, "annealed", first, end, SIZES) for first, end in ((0, 4), (4, 5))}
-    assert column(tmp_path, "train/annealed") == pytest.approx(annealed, rel=1e-5)
+    soft = {end - 1: mean(watch.seen, "soft_label", first, end, SIZES) for first, end in ((0, 4), (4, 5))}
+    assert column(tmp_path, "train/soft_label") == pytest.approx(soft, rel=1e-5)
     ends = ((5, 7), (7, 8), (8, 12), (12, 14))
     label = {end - 1: mean(watch.seen, "label", first, end, LABELLED) for first, end in ends}
     assert column(tmp_path, "train/label") == pytest.approx(label, rel=1e-5)
