@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kdresearch.apps import train
+from kdresearch.bench import run
 from kdresearch.cli import main
 from kdresearch.errors import UserError
 
@@ -64,14 +64,14 @@ def test_control_and_method_are_tuned_alike(
     def fails(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train, "run", fails)
+    monkeypatch.setattr(run, "run", fails)
     assert main(command) == 0  # all of it is there
 
 
 def test_a_misspelt_setting_is_refused_and_one_that_the_student_lacks_is_not(tmp_path: Path) -> None:
     from hydra import initialize_config_dir
 
-    from kdresearch.apps import tune
+    from kdresearch.commands import tune
     from kdresearch.conf_path import config_dir
 
     def space(*overrides: str) -> list[str]:
