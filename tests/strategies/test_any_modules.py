@@ -236,7 +236,7 @@ def test_maps_are_refused_by_what_needs_words(images: TensorDataset, tmp_path: P
     for settings, message in (
         (
             {"loss": "gram"},
-            "objective feature, of Net with Net as its teacher: loss=gram relates features over the words",
+            "objective feature, of Net with Net as its teacher: loss=gram relates features over",
         ),
         ({"loss": "fsp"}, "loss=fsp .*maps"),
         ({"loss": "patient"}, "patient compares the first token"),

@@ -10,11 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from kdresearch.commands import console as say
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from kdresearch.commands import console as say
 from kdresearch.models.ngram import NgramLinear
 from kdresearch.objectives.generative import PseudoSample
 from kdresearch.objectives.logits import Label, SoftLabel
