@@ -127,8 +127,11 @@ def test_what_a_teacher_is_made_of_makes_another_teacher(change: str) -> None:
 
 def test_a_recipe_is_trained_on_the_data_of_the_run_by_labels_alone() -> None:
     train = Trained()
-    obtain(train, "teacher=ngram", f"teacher.recipe={NGRAM}", "data.transfer=unlabelled", "data.limit=50", "seed=5",
-        "seeds.teacher=2", "seeds.split=3", "teacher.data={limit: null}", "logger=wandb", "student=textcnn",)  # fmt: skip
+    given = (
+        "teacher=ngram", f"teacher.recipe={NGRAM}", "data.transfer=unlabelled", "data.limit=50", "seed=5",
+        "seeds.teacher=2", "seeds.split=3", "teacher.data={limit: null}", "logger=wandb", "student=textcnn",
+    )  # fmt: skip
+    obtain(train, *given)
     (plan,) = train.plans
     assert plan.data.source.settings["train"] == 240
     carving = plan.data.carving

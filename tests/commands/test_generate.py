@@ -75,7 +75,7 @@ def test_a_run_on_pseudo_samples(tmp_path: Path, capsys: pytest.CaptureFixture[s
     texts = pq.read_table(pool.path / "texts.parquet")["text"].to_pylist()
     assert len(texts) == round(1.5 * counts["train"])
     teacher = package.load(Path(facts["teacher"]["packages"][0]))
-    confident = int((probabilities(teacher, texts).max(1) >= 0.75).sum())
+    confident = int((teacher.probabilities(texts).max(1) >= 0.75).sum())
     assert 0 < confident < len(texts)
     assert made["counts"]["confidence"] == len(texts) - confident
     assert made["counts"]["kept"] == counts["generated"] == confident

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from kdresearch.commands.loggers import make_loggers
 from kdresearch.cli import main
+from kdresearch.commands.loggers import logger_maker
 from kdresearch.errors import UserError
 
 RUN = (
     "data.rows={train: 120, test: 30, unlabelled: 0}", "data.validation=30", "trainer=cpu", "threads=1",
     "student=ngram_bag", "student.training.epochs=2", "evaluation.efficiency=false", "trainer.log_every_n_steps=1",
 )  # fmt: skip
-LABELS = {"study": "s", "name": "n", "group": "g", "job_type": "train", "tags": []}
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +140,6 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> Non
         ({"kind": "wandb", "mode": "of", "timeout": 1}, r"logger\.mode: 'of'.*auto, online, offline"),
     ],
 )
-def test_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_loggers(settings, tmp_path, LABELS, {})
+        logger_maker(settings, {})

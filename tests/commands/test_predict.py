@@ -133,7 +133,7 @@ def test_order_and_answers_do_not_depend_on_batches(
     torch.manual_seed(0)
     package.save(tmp_path / "net", BiLSTM(tokenizer.size, 3, embedding_dim=8, hidden_dim=8), tokenizer, CLASSES)
     student = package.load(tmp_path / "net")
-    alone = np.concatenate([probabilities(student, [text]) for text in texts])
+    alone = np.concatenate([student.probabilities([text]) for text in texts])
     assert np.ptp(alone, axis=0).max() > 0.01
 
     monkeypatch.setattr(predict, "_CHUNK", chunk)

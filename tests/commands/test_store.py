@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdresearch.artifacts import Artifact, Store
 from kdresearch.commands import store as command
 from kdresearch.commands.store import main
-from kdresearch.artifacts import Artifact, Store
 from kdresearch.data import corpus
 from kdresearch.data.encoding import encoded, fitted
 from kdresearch.data.reviews import Reviews
