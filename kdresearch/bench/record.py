@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
 from kdresearch import __version__
 from kdresearch.bench import identity
 from kdresearch.bench.plan import Plan
@@ -52,6 +54,7 @@ class Record:
         self.name = str(plan.name or f"{self.cell['student']} {self.cell['strategy']} seed {plan.seeds.init}")
         self.phases = Phases()
         self.metrics: dict[str, float] = {}
+        self.loggers: list[Logger] = []  # where curves go
         self._before = read_json(folder / RUN)
         self._resumable = False
         self.facts: dict[str, Any] = {
@@ -97,6 +100,12 @@ class Record:
         """The checkpoint that the run goes on from, if it does."""
         last = self.folder / LAST
         return last if self._resumable and last.exists() else None
+
+    def log_metrics(self) -> None:
+        """Put the scores of the finished run after its curves, whose last validation has its own."""
+        for logger in self.loggers:
+            logger.log_metrics({name: value for name, value in self.metrics.items() if not name.startswith("val/")})
+            logger.save()
 
     def write(self, status: str) -> None:
         """Put the record on disk as it stands."""

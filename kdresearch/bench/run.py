@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
+from kdresearch.bench.build import build_model, build_strategy, check_unlabelled, look_at_data
 from kdresearch.bench.context import Context, prepare_process
 from kdresearch.bench.data import describe_data, open_data, weigh_classes
 from kdresearch.bench.evaluate import Scores, evaluate, measure_cost
@@ -22,7 +23,7 @@ from kdresearch.bench.knowledge import Knowledge, obtain_knowledge
 from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.record import Record
-from kdresearch.bench.samples import add_samples, build_generator, filter_by_teacher
+from kdresearch.bench.samples import add_samples, filter_by_teacher
 from kdresearch.bench.schema import METRICS, PREDICTIONS, write_json, write_predictions
 from kdresearch.bench.settings import resolve_settings
 from kdresearch.bench.solve import build_solver, solve
@@ -30,12 +31,11 @@ from kdresearch.bench.start import check_start, start_student
 from kdresearch.bench.teacher import TeacherPackages, check_teacher, obtain_teacher, promise_teacher
 from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import Diverged, UserError
+from kdresearch.errors import Diverged
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
-from kdresearch.strategies.generative import GenerativeDistiller
-from kdresearch.structures import RECORDED, SAME, Model, Reading, Signature, Teacher
+from kdresearch.structures import RECORDED, SAME, Signature, Teacher
 
 MakeLoggers = Callable[[Record], list[Logger]]
 """Further places where curves go, beside metrics.csv in the run's folder."""
@@ -137,7 +137,7 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     check_start(plan, student, data)
     data.least_labelled = module.labelled_share
     solver = build_solver(plan, module, data, context)
-    filtered = _check_unlabelled(plan, module, data)
+    filtered = check_unlabelled(plan, module, data)
     live = plan.teacher is not None and (plan.teacher.mode == "live" or not module.teacher_needs <= RECORDED)
     return Checked(module.teacher_needs, live, module.compares_tokens, filtered, solver)
 
@@ -150,6 +150,9 @@ class Promise:
 
     def __call__(self, *arguments: Any) -> Any:
         raise NotImplementedError
+
+    def look_at(self, inputs: Any) -> None:
+        """Nothing: its signature is known."""
 
     def to(self, device: torch.device | str) -> Teacher:
         return self
@@ -216,7 +219,7 @@ def build_student(
     teacher, reading = (None, SAME) if knowledge is None else (knowledge.training, knowledge.reading)
     module = build_strategy(plan, student, data, teacher, reading)
     for peer in module.peer_models:
-        look_at_data(peer, data)
+        look_at_data(peer, data)  # type: ignore[arg-type]
     return module
 
 
@@ -231,11 +234,11 @@ def train(
 ) -> Fitted:
     """Fit the student, or solve it, with its curves in metrics.csv and wherever else."""
     resumed = None if checked.solver is not None else record.checkpoint_to_resume()
-    loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
+    record.loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
     record.write(status="running")
     if checked.solver is not None:
-        return solve(plan, checked.solver, module, data, record, loggers, context)
-    return fit(plan, module, data, record.folder, loggers, resumed, context)
+        return solve(plan, checked.solver, module, data, record, context)
+    return fit(plan, module, data, record.folder, record.loggers, resumed, context)
 
 
 def write_results(
@@ -261,6 +264,7 @@ def write_results(
     }
     record.metrics = scores.metrics | measure_cost(plan, student, data)
     write_json(folder / METRICS, record.metrics)
+    record.log_metrics()
     context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {folder}")
 
 
@@ -284,77 +288,3 @@ def _compare_teacher(record: Record, metrics: dict[str, float], headline: str, c
             f"WARNING: the teacher is below its student: validation {headline} {teacher:.4f} against {student:.4f}; "
             "what the student gains by it is no gain in what the teacher knows"
         )
-
-
-# Parts
-
-
-def build_model(plan: Plan, data: TextDataModule) -> Model:
-    """A fresh student for the data's vocabulary and classes."""
-    model: Model = plan.student.model.build("student.model", vocabulary=data.tokenizer.size, classes=len(data.classes))
-    return model
-
-
-def build_strategy(
-    plan: Plan, student: Model, data: TextDataModule, teacher: Teacher | None, reading: Reading
-) -> Distiller:
-    """The strategy around a student and a teacher; UserError for what does not fit."""
-    optimizer, scheduler = plan.optimizer.partial("optimizer"), None
-    trial = optimizer([torch.nn.Parameter(torch.zeros(1))])  # both refuse early
-    if plan.scheduler is not None:
-        scheduler = plan.scheduler.partial("scheduler")
-        scheduler(trial, 1)
-    module: Distiller = plan.strategy.build(
-        "strategy",
-        student=student,
-        classes=data.classes,
-        teacher=teacher,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        head_lr_scale=plan.student.training.get("head_lr_scale", 1.0),
-        reading=reading,
-        batch_size=plan.student.training["batch_size"],
-        telemetry_every=plan.telemetry_every,
-        class_weights=weigh_classes(plan, data),
-    )
-    return module
-
-
-def look_at_data(student: Model, data: TextDataModule, solved: bool = False) -> None:
-    """What a model wants to see before it is trained by updates: n-gram counts, word vectors."""
-    if not solved:
-        student.prepare(data.training_batches())
-    vectors = data.tokenizer.vectors()
-    if vectors is not None:
-        student.load_vectors(*vectors)
-
-
-def _check_unlabelled(plan: Plan, module: Distiller, data: TextDataModule) -> bool:
-    """Refuse rows without labels where they teach nothing; whether the teacher is to filter pseudo-samples."""
-    samples, options = plan.samples, plan.options
-    added = {
-        "data.transfer": plan.data.carving.get("transfer", "none") if len(data.split.transfer) else "none",
-        "generator": "none" if samples is None else samples.name or "NAME",
-    }
-    added = {name: option for name, option in added.items() if option != "none"}
-    if added and not module.learns_from_unlabelled:
-        raise UserError(
-            f"{' and '.join(f'{name}={option}' for name, option in added.items())} adds rows without labels, and "
-            f"{type(module).__name__} learns from labels only: choose a strategy with a teacher, or "
-            f"{' '.join(f'{name}=none' for name in added)}"
-        )
-    if samples is None:
-        if isinstance(module, GenerativeDistiller) and not added:
-            raise UserError(
-                f"strategy={options.get('strategy', 'generative')} learns from rows without labels, and generator=none "
-                "makes none: choose one with generator=NAME, or the data's own with data.transfer=unlabelled"
-            )
-        data.mixture(0)  # refuses
-        return False
-    filtered = build_generator(plan, samples)[1].ask_teacher
-    if filtered and plan.teacher is None:
-        raise UserError(
-            "generator.filters: confidence and entropy are a teacher's, and "
-            f"strategy={options.get('strategy', type(module).__name__)} has none"
-        )
-    return filtered

@@ -74,7 +74,6 @@ def solve(
     module: Distiller,
     data: TextDataModule,
     record: Record,
-    loggers: Sequence[Logger],
     context: Context,
 ) -> Fitted:
     """Give the student the optimum of its strategy's loss on the rows of an epoch.
@@ -99,34 +98,34 @@ def solve(
     lengths = data.tokenizer.lengths if isinstance(data.tokenizer, NgramTokenizer) else None
     path = Optima(solver, student, rows, label, held, loss, lengths)
     truth = torch.from_numpy(held_label)
-    best, kept, score, iterations = 0, None, (-np.inf, -np.inf), 0
+    best, optimum, score, iterations = 0, None, (-np.inf, -np.inf), 0
     for number, step in enumerate(path, 1):
         metrics = task_metrics(torch.from_numpy(step.logits), truth)
         iterations += step.solution.iterations
         nll = _calibrated_nll(torch.from_numpy(step.logits), truth)
-        _log(loggers, number, iterations, step, metrics | {"calibrated_nll": nll})
+        _log(record.loggers, number, iterations, step, metrics | {"calibrated_nll": nll})
         value = -nll
         if plan.selection.monitor not in ("val/accuracy", "val/nll"):
             value = metrics[plan.selection.monitor.removeprefix("val/")] * (1 if plan.selection.mode == "max" else -1)
         if (value, -nll) > score:
-            best, kept, score = number, step, (value, -nll)
-    if kept is None:
+            best, optimum, score = number, step, (value, -nll)
+    if optimum is None:
         raise UserError("the student diverged: no optimum has finite scores on the validation rows")
-    kept = path.finish(kept)
-    iterations += kept.solution.iterations
-    temperature = _calibrate(student, torch.from_numpy(kept.logits), truth) if solver.calibrate else None
+    optimum = path.finish(optimum)
+    iterations += optimum.solution.iterations
+    temperature = _calibrate(student, torch.from_numpy(optimum.logits), truth) if solver.calibrate else None
     record.facts["solver"] = {
         "method": "lbfgs",
-        "weighting": kept.weighting,
-        "strength": kept.strength,
+        "weighting": optimum.weighting,
+        "strength": optimum.strength,
         "temperature": temperature,
         "iterations": iterations,
-        "loss": kept.solution.loss,
-        "gradient": kept.solution.gradient,
+        "loss": optimum.solution.loss,
+        "gradient": optimum.solution.gradient,
     }
     took = time.perf_counter() - started
     context.say(
-        f"solved in {iterations} iterations, {took:.1f} s: weighting {kept.weighting}, strength {kept.strength:g}"
+        f"solved in {iterations} iterations, {took:.1f} s: weighting {optimum.weighting}, strength {optimum.strength:g}"
         + (f", temperature {temperature:.3g}" if temperature is not None else "")
     )
     return Fitted(iterations, best)
