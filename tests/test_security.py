@@ -20,8 +20,8 @@ import torch
 
 from kdresearch import __file__ as kdresearch
 from kdresearch import artifacts, package
-from kdresearch.commands.predict import main as predict
 from kdresearch.artifacts import MANIFEST, Store, with_sum
+from kdresearch.commands.predict import main as predict
 from kdresearch.data.tokenizers import NgramTokenizer, PretrainedTokenizer
 from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramLinear

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from kdresearch.apps.config import build, plain
+from kdresearch.apps.recipes import CARVING
 from omegaconf import DictConfig
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -26,8 +28,6 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from kdresearch.apps.config import build, plain
-from kdresearch.apps.recipes import CARVING
 from kdresearch.artifacts import Store
 from kdresearch.conf_path import config_dir
 from kdresearch.data.corpus import load
@@ -65,10 +65,10 @@ def pipelines(characters: bool) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def rows(cfg: DictConfig) -> dict[str, tuple[list[str], np.ndarray]]:
+def rows(data: Data, seed: int) -> dict[str, tuple[list[str], np.ndarray]]:
     """Texts and labels of the training and test rows of a run."""
-    corpus = load(build(cfg.data.source, "data"), Store(), print)
-    carved = split(corpus, seed=cfg.seeds.split, **{name: plain(cfg.data.get(name)) for name in CARVING})
+    corpus = load(data.source.build("data"), Store(), print)
+    carved = split(corpus, seed=seed, **data.carving)
     labels = labels_of(corpus)
 
     def texts(index: np.ndarray) -> list[str]:
@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--characters", action="store_true", help="a fourth pipeline, of character n-grams")
     given = parser.parse_args()
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        found = rows(compose("train", given.overrides))
+        plan = plan_of(compose_overrides(given.overrides))
+    found = rows(plan.data, plan.seeds.split)
     (texts, labels), (unseen, answers) = found["train"], found["test"]
     print(f"{len(texts):,} training rows, {len(unseen):,} test rows, {len(np.unique(labels))} classes")
     told = []

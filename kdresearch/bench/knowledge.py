@@ -178,7 +178,7 @@ def _calibrate(
 ) -> float | None:
     """The temperature that the teacher's logits are divided by, with its calibration before and after in the facts."""
     index = data.split.validation
-    temperature = None if plan.temperature in (None, FIT) else float(plan.temperature)  # type: ignore[arg-type]
+    temperature = None if plan.temperature in (None, FIT) else float(plan.temperature)
     if plan.temperature == FIT:
         label = torch.from_numpy(data.labels[index])
         temperature = fitted_temperature(logits_of(teacher, data, index), label)

@@ -83,7 +83,7 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML with numbers as Hydra reads them: 1e-3 is one."""
 
 

@@ -27,7 +27,7 @@ def resolve_settings(plan: Plan, context: Context) -> dict[str, Any]:
     Raises:
         UserError: data or a teacher that are not there.
     """
-    sections = {
+    sections: dict[str, Any] = {
         "student": {"model": plan.student.model.as_data, "tokenizer": plan.student.tokenizer.as_data},
         "strategy": plan.strategy.as_data,
         "generator": _samples(plan.samples),

@@ -52,9 +52,9 @@ def check_teacher(plan: TeacherPlan) -> None:
             raise UserError(f"teacher.{name}: {choices(value, allowed)}")
     if plan.temperature not in (None, FIT) and not (_is_number(plan.temperature) and plan.temperature > 0):  # type: ignore[operator]
         raise UserError(f"teacher.temperature: a number above 0, or {FIT}, not {plan.temperature!r}")
-    for name, value, least in (("folds", plan.folds, 2), ("jobs", plan.jobs, 1)):
-        if value is not None and not (isinstance(value, int) and _is_number(value) and value >= least):
-            raise UserError(f"teacher.{name}: a whole number of at least {least}, not {value!r}")
+    for name, number, least in (("folds", plan.folds, 2), ("jobs", plan.jobs, 1)):
+        if number is not None and not (isinstance(number, int) and _is_number(number) and number >= least):
+            raise UserError(f"teacher.{name}: a whole number of at least {least}, not {number!r}")
     if plan.folds is not None and plan.mode == "live":
         raise UserError("teacher.mode=live runs one model: a teacher in folds is recorded")
     if plan.ensemble:
