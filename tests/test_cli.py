@@ -29,7 +29,8 @@ def cpu_seconds(*arguments: str) -> float:
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS), ["store", "list"]])
 def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str], tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("KDRESEARCH_HOME", str(tmp_path))
-    assert min(cpu_seconds(*arguments) for _ in range(2)) < 0.5
+    limit = 0.3 if arguments == ["--help"] else 0.5
+    assert min(cpu_seconds(*arguments) for _ in range(3)) < limit
     loaded = (
         "import sys\nfrom kdresearch.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ _THIS_RUN = (
     "teacher=", "generator=", "experiment=", "evaluation.", "checkpoint_every=", "telemetry_every=",
 )  # fmt: skip
 _SOURCES = ("recipe", "chain", "members")
+_REFERENCE = re.compile(r"\$\{([^${}]+)\}")
 
 
 def settings_of(record: Record) -> tuple[dict[str, Any], str]:
@@ -39,12 +41,9 @@ def _content(record: Record) -> str:
 
 def _configuration(record: Record) -> dict[str, Any] | None:
     """The resolved configuration beside the record; None where there is none that is whole."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        config = OmegaConf.to_container(OmegaConf.load(record.path / ".hydra" / "config.yaml"), resolve=True)
-    except (OSError, ValueError, OmegaConfBaseException):
+        config = _resolved(_yaml(record.path / ".hydra" / "config.yaml"))
+    except (OSError, ValueError, LookupError, RecursionError):
         return None
     if not isinstance(config, dict) or not {"data", "student", "strategy", "trainer"} <= config.keys():
         return None
@@ -103,10 +102,56 @@ def typed_overrides(record: Record) -> list[str]:
 
 
 def _list(path: Path) -> list[Any]:
-    from omegaconf import OmegaConf
-
-    content = OmegaConf.to_container(OmegaConf.load(path))
+    content = _yaml(path)
     return content if isinstance(content, list) else []
+
+
+def _yaml(path: Path) -> Any:
+    """What a file of Hydra's holds; ValueError where it is no YAML."""
+    import yaml
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _loader())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML") from error
+
+
+@functools.cache
+def _loader() -> Any:
+    """A safe loader that reads 1e-3 as a number, as Hydra does."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    number = re.compile(
+        r"[-+]?(\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*)([eE][-+]?\d+)|[-+]?\d[\d_]*\.[\d_]*|[-+]?\.\d[\d_]*"
+    )
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({number.pattern})$"), list("-+0123456789."))
+    return Loader
+
+
+def _resolved(content: Any) -> Any:
+    """The content with every ``${dotted.key}`` replaced by the value there; LookupError where there is none."""
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: resolve(each) for key, each in node.items()}
+        if isinstance(node, list):
+            return [resolve(each) for each in node]
+        if not isinstance(node, str):
+            return node
+        if whole := _REFERENCE.fullmatch(node):
+            return resolve(_at(content, whole[1]))
+        return _REFERENCE.sub(lambda part: str(resolve(_at(content, part[1]))), node)
+
+    return resolve(content)
+
+
+def _at(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content[int(part) if isinstance(content, list) else part]
+    return content
 
 
 def _value(text: str) -> Any:
