@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from kdresearch.apps.config import build, plain
-from kdresearch.apps.recipes import CARVING
-from omegaconf import DictConfig
+from hydra import initialize_config_dir
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -29,6 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from kdresearch.artifacts import Store
+from kdresearch.bench.plan import Data
+from kdresearch.commands.compose import compose_overrides, plan_of
 from kdresearch.conf_path import config_dir
 from kdresearch.data.corpus import load
 from kdresearch.data.split import labels_of, split
