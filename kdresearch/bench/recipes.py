@@ -98,7 +98,7 @@ def _generation(plan: Plan, place: int, strategy: Component, student: str) -> Re
     data = plan.data if place else labels_alone(plan).data
     made = replace(
         plan,
-        data=data,
+        data=replace(data, transfer_share=None),
         strategy=strategy,
         teacher=TeacherPlan(name="checkpoint") if place else None,
         samples=None,

@@ -97,11 +97,11 @@ def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers
         data = prepare_data(plan, record, context)
     checked = check_signatures(plan, data, context)
     record.identify(resolve_settings(plan, context))
-    with phases("generate"):
+    with phases("generate", plan.samples is not None):
         make_pseudo_samples(plan, data, record, context)
-    with phases("teacher"):
+    with phases("teacher", plan.teacher is not None):
         packages = find_teacher(plan, record, context)
-    with phases("knowledge"):
+    with phases("knowledge", plan.teacher is not None):
         knowledge = record_knowledge(plan, packages, data, checked, record, context)
     with phases("student"):
         module = build_student(plan, packages, knowledge, data, checked, context)
@@ -148,7 +148,7 @@ class Promise:
 
     signature: Signature
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs:
         raise NotImplementedError
 
     def look_at(self, inputs: Any) -> None:

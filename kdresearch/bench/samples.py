@@ -39,7 +39,10 @@ def count_slices(plan: Plan, samples: Samples) -> int:
     if every < 1:
         raise UserError(f"generator.fresh_every must be a number of epochs of at least 1, not {every}")
     if epochs is None or epochs < 0:
-        raise UserError(f"generator.fresh_every={every} needs to know the number of epochs: set trainer.max_epochs")
+        raise UserError(
+            f"generator.fresh_every={every} needs to know the number of epochs: set student.training.epochs or "
+            "trainer.max_epochs"
+        )
     return max(1, -(-int(epochs) // int(every)))
 
 

@@ -68,7 +68,7 @@ def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
     """The plan of a run.
 
     Args:
-        with_teacher: whether the teacher belongs to it though nothing in the run asks one.
+        with_teacher: whether the teacher, where there is one, belongs to it though nothing in the run asks one.
 
     Raises:
         UserError: values that are still to be given, options of the teacher that contradict each other or name nothing.
@@ -82,7 +82,7 @@ def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
     if not (needed or plan.start.source is not None or with_teacher):
         return plan  # what nobody asks is no part of the run
     teacher = _Teachers(composition, plan).plan()
-    if teacher is None and needed:
+    if teacher is None and needed and not with_teacher:
         raise UserError(
             f"strategy={options['strategy']} needs a teacher, and teacher={options['teacher']} names none: choose one "
             f"with teacher=NAME, or give {' or '.join(f'teacher.{source}=...' for source in SOURCES)}"
@@ -324,6 +324,7 @@ class _Teachers:
         with open_dict(made):
             del made["hydra"]
             made.data = OmegaConf.create(self._resolved_data(OmegaConf.merge(self.cfg.data, data)))
+            made.data.transfer_share = None  # how a student's rows are mixed is no part of its teacher
             made.seed = seed
             made.seeds = {"init": seed, "order": seed, "split": self.cfg.seeds.split, "teacher": 0}
             for key in ("accelerator", "devices"):

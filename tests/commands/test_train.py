@@ -122,7 +122,7 @@ def test_run_json(run: Path) -> None:
     assert 0 < counts["transfer"] <= 100
     assert facts["updates"] == 2 * math.ceil((counts["train"] + counts["transfer"]) / 32)
     assert facts["best_epoch"] in (1, 2)
-    assert set(facts["seconds"]) == {"data", "teacher", "knowledge", "fit", "evaluate"}
+    assert set(facts["seconds"]) == {"data", "teacher", "knowledge", "student", "fit", "evaluate"}
     assert all(value >= 0 for value in facts["seconds"].values())
     cell = facts["cell"]
     assert (cell["data"], cell["student"], cell["strategy"], cell["teacher"]) == (
