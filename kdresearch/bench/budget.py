@@ -139,14 +139,14 @@ class Budget(Callback):
             return
         self._choose(trainer)  # a run that goes on within an epoch does not begin it
         total = int(trainer.estimated_stepping_batches)
-        told = f"training: {self._epochs:,} epochs of {self._per_epoch:,} updates, {total:,} in all"
+        message = f"training: {self._epochs:,} epochs of {self._per_epoch:,} updates, {total:,} in all"
         if self.unlabelled:
-            told += (
+            message += (
                 f"; {self.unlabelled:.0%} of the rows of an epoch have no label: a control without them gets as many "
                 f"updates by student.training.updates={total}"
             )
         if trainer.is_global_zero:
-            self.say(told)
+            self.say(message)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._choose(trainer)

@@ -90,8 +90,8 @@ class Component:
         text = " ".join(str(error).split())
         if isinstance(error, TypeError) and "unexpected keyword argument" in text:
             name = text.split("'")[-2]
-            known = [key for key in self.settings if key != name]
-            return f"{self.target.rsplit('.', 1)[-1]} has no option {choices(name, known)}"
+            options = [key for key in self.settings if key != name]
+            return f"{self.target.rsplit('.', 1)[-1]} has no option {choices(name, options)}"
         return text
 
 
@@ -116,18 +116,18 @@ def imported(name: str) -> Any:
     Raises:
         UserError: no such module, or nothing of this name in it.
     """
-    parts = name.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:depth])
+    names = name.split(".")
+    for depth in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:depth])
         try:
-            found = importlib.import_module(module)
+            target = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is not None and module.startswith(error.name):
                 continue
             raise UserError(f"{name} cannot be imported: {error}") from error
-        for attribute in parts[depth:]:
-            found = inspect.getattr_static(found, attribute, None) and getattr(found, attribute)
-        if not callable(found):
-            raise UserError(f"{module} has no class or function {'.'.join(parts[depth:])}")
-        return found
-    raise UserError(f"{name} cannot be imported: there is no module {parts[0]!r}")
+        for attribute in names[depth:]:
+            target = inspect.getattr_static(target, attribute, None) and getattr(target, attribute)
+        if not callable(target):
+            raise UserError(f"{module} has no class or function {'.'.join(names[depth:])}")
+        return target
+    raise UserError(f"{name} cannot be imported: there is no module {names[0]!r}")

@@ -39,10 +39,10 @@ def evaluate(plan: Plan, module: Distiller, data: TextDataModule, knowledge: Kno
     data.trainer = None  # one device reads each row once, whatever the training ran on
     predictor = _predictor(plan)
     scores = Scores()
-    parts = [("validation", "val", data.split.validation)]
+    splits = [("validation", "val", data.split.validation)]
     if plan.evaluation.test:
-        parts.append(("test", "test", data.split.test))
-    for name, short, index in parts:
+        splits.append(("test", "test", data.split.test))
+    for name, short, index in splits:
         logits = _predict(predictor, module, data, index)
         label = torch.from_numpy(data.labels[index])
         scores.metrics |= {f"{short}/{key}": value for key, value in module.task.score(logits, label).items()}

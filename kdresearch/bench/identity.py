@@ -131,10 +131,10 @@ def comparable(resolved: Mapping[str, Any], partner: Mapping[str, Any]) -> dict[
     Of the strategy there remains what both have, e.g. label smoothing. Where both have a teacher, the teacher, the
     pseudo-samples and the rows without labels count as well.
     """
-    taught = "teacher" in resolved and "teacher" in partner
-    ignored = {"seeds", "strategy"} | (set() if taught else {"teacher", "generator"})
+    both_have_teachers = "teacher" in resolved and "teacher" in partner
+    ignored = {"seeds", "strategy"} | (set() if both_have_teachers else {"teacher", "generator"})
     result = {name: value for name, value in resolved.items() if name not in ignored}
-    if not taught:
+    if not both_have_teachers:
         result["data"] = {key: value for key, value in resolved.get("data", {}).items() if key not in TRANSFER}
     strategy, partners = resolved.get("strategy", {}), partner.get("strategy", {})
     shared = (set(strategy) & set(partners)) - {"_target_", "option", "weights", "schedules"}

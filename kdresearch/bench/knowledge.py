@@ -95,19 +95,19 @@ def _run_live(
     needs: frozenset[str],
 ) -> Knowledge:
     assert plan.teacher is not None
-    opened = package.load(packages.folders[0])
-    data.read_teacher(opened.tokenizer, opened.fingerprint, token_level=token_level)
+    teacher_package = package.load(packages.folders[0])
+    data.read_teacher(teacher_package.tokenizer, teacher_package.fingerprint, token_level=token_level)
     reading = Reading(data.reading)
     if reading.kind == "apart":
-        reading = compare_tokens(data.tokenizer, opened.tokenizer)
-    running = LiveTeacher(opened, str(plan.teacher.precision))
-    teacher: Teacher = running
+        reading = compare_tokens(data.tokenizer, teacher_package.tokenizer)
+    live_teacher = LiveTeacher(teacher_package, str(plan.teacher.precision))
+    teacher: Teacher = live_teacher
     if plan.teacher.keep:
         assert data.teacher_rows is not None
-        running.to(teacher_device(plan))
+        live_teacher.to(teacher_device(plan))
         teacher = KeptTeacher(
-            running,
-            opened.fingerprint,
+            live_teacher,
+            teacher_package.fingerprint,
             data.corpus,
             data.teacher_rows,
             data.split.trained,
@@ -146,8 +146,8 @@ def record_teacher(
         members.append(MappedTeacher(recorded, data.classes, packages.class_map))
     if packages.trained_on:
         digests = data.corpus.digests(np.arange(len(data.corpus)))
-        seen = np.stack([np.isin(digests, texts) for texts in packages.trained_on], axis=1)
-        return CrossFittedTeacher(members, torch.from_numpy(seen), teacher.average)
+        was_trained_on = np.stack([np.isin(digests, texts) for texts in packages.trained_on], axis=1)
+        return CrossFittedTeacher(members, torch.from_numpy(was_trained_on), teacher.average)
     if not teacher.ensemble or teacher.chain:
         return members[0]
     weights: Any = teacher.weights

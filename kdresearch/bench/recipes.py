@@ -96,7 +96,7 @@ def _generation(plan: Plan, place: int, strategy: Component, student: str) -> Re
     name = f"{student} generation {place}"
     seed = plan.seeds.teacher + GENERATION_SEEDS * (place + 1)
     data = plan.data if place else labels_alone(plan).data
-    made = replace(
+    generation = replace(
         plan,
         data=replace(data, transfer_share=None),
         strategy=strategy,
@@ -106,7 +106,7 @@ def _generation(plan: Plan, place: int, strategy: Component, student: str) -> Re
         name=f"teacher {name}",
         **AS_TEACHER,
     )
-    return Recipe(name, made)
+    return Recipe(name, generation)
 
 
 AS_TEACHER: dict[str, Any] = {"tags": (), "resume": True, "telemetry_every": None, "checkpoint_every": None}

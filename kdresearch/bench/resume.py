@@ -60,5 +60,5 @@ class StopAfter(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop(trainer, trainer.current_epoch + 1)
 
-    def _stop(self, trainer: Trainer, done: int) -> None:
-        trainer.should_stop = trainer.should_stop or done >= self.epochs
+    def _stop(self, trainer: Trainer, epoch: int) -> None:
+        trainer.should_stop = trainer.should_stop or epoch >= self.epochs

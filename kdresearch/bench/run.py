@@ -35,7 +35,7 @@ from kdresearch.errors import Diverged
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
-from kdresearch.structures import RECORDED, SAME, Signature, Teacher
+from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Outputs, Signature, Teacher
 
 MakeLoggers = Callable[[Record], list[Logger]]
 """Further places where curves go, beside metrics.csv in the run's folder."""
@@ -127,13 +127,13 @@ def prepare_data(plan: Plan, record: Record, context: Context) -> TextDataModule
 
 def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Checked:
     """Build everything once around a teacher that is only promised: what cannot be is refused before it is paid for."""
-    promised: Signature | None = None
+    signature: Signature | None = None
     reading = SAME
     if plan.teacher is not None:
         check_teacher(plan.teacher)
-        promised, reading = promise_teacher(plan, data.tokenizer, data.classes, context)
+        signature, reading = promise_teacher(plan, data.tokenizer, data.classes, context)
     student = build_model(plan, data)
-    module = build_strategy(plan, student, data, None if promised is None else Promise(promised), reading)
+    module = build_strategy(plan, student, data, None if signature is None else Promise(signature), reading)
     check_start(plan, student, data)
     data.least_labelled = module.labelled_share
     solver = build_solver(plan, module, data, context)
@@ -253,8 +253,8 @@ def write_results(
         facts["teacher"]["members_test_accuracy"] = scores.members
     student = module.student.cpu().eval()
     shutil.rmtree(folder / "student", ignore_errors=True)
-    about = {"run": record.name, "data": facts["data"], "teacher": facts["teacher"], "kdresearch": __version__}
-    package.save(folder / "student", student, data.tokenizer, data.classes, about)
+    origin = {"run": record.name, "data": facts["data"], "teacher": facts["teacher"], "kdresearch": __version__}
+    package.save(folder / "student", student, data.tokenizer, data.classes, origin)
     sizes = parameters(student)
     facts["student"] = {
         "parameters": sizes["total"],
@@ -272,11 +272,11 @@ def summary(record: Record, headline: str) -> str:
     """The run's main score, and its teacher's, in a line."""
     metrics = record.metrics
     part = "test" if f"test/{headline}" in metrics else "val"
-    told = f"{record.name}: {'test' if part == 'test' else 'validation'} {headline} {metrics[f'{part}/{headline}']:.4f}"
+    line = f"{record.name}: {'test' if part == 'test' else 'validation'} {headline} {metrics[f'{part}/{headline}']:.4f}"
     if f"{part}/agreement" in metrics:
         teacher, agreement = metrics[f"teacher/{part}_{headline}"], metrics[f"{part}/agreement"]
-        told += f" (teacher {teacher:.4f}, agreement {agreement:.4f})"
-    return told
+        line += f" (teacher {teacher:.4f}, agreement {agreement:.4f})"
+    return line
 
 
 def _compare_teacher(record: Record, metrics: dict[str, float], headline: str, context: Context) -> None:

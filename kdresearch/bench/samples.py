@@ -53,7 +53,7 @@ def make_pool(plan: Plan, samples: Samples, data: TextDataModule, context: Conte
     if number is None and samples.ratio is not None:
         number = max(1, round(samples.ratio * len(split.train)))
     rows = split.trained if samples.learn_from_unlabelled else split.train
-    made = pool(
+    samples_pool = pool(
         generator,
         filters,
         store=context.store,
@@ -69,20 +69,25 @@ def make_pool(plan: Plan, samples: Samples, data: TextDataModule, context: Conte
     )
     facts = {
         "generator": generator.key(),
-        "pool": made.fingerprint,
-        "made": made.made,
-        "seconds": made.seconds,
-        "samples_per_second": made.made / made.seconds if made.seconds else None,
-        "counts": made.counts,
+        "pool": samples_pool.fingerprint,
+        "made": samples_pool.made,
+        "seconds": samples_pool.seconds,
+        "samples_per_second": samples_pool.made / samples_pool.seconds if samples_pool.seconds else None,
+        "counts": samples_pool.counts,
     }
-    return made, facts
+    return samples_pool, facts
 
 
 def add_samples(plan: Plan, samples: Samples, data: TextDataModule, context: Context) -> dict[str, Any]:
     """Make pseudo-samples a part of what is trained on; returns the facts of a run's record."""
-    made, facts = make_pool(plan, samples, data, context)
+    samples_pool, facts = make_pool(plan, samples, data, context)
     context.say(f"pseudo-samples: {describe_counts(facts['counts'])}")
-    data.extend(made.texts, made.fingerprint, slices=count_slices(plan, samples), fresh_every=samples.fresh_every or 1)
+    data.extend(
+        samples_pool.texts,
+        samples_pool.fingerprint,
+        slices=count_slices(plan, samples),
+        fresh_every=samples.fresh_every or 1,
+    )
     return facts
 
 

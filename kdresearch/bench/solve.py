@@ -93,22 +93,21 @@ def solve(
     epoch = data.epoch_rows()
     trained = np.unique(epoch)
     rows, label = sparse_rows(data.evaluation(trained), student.signature.vocabulary or 0)
-    held, held_label = sparse_rows(data.evaluation(data.split.validation), student.signature.vocabulary or 0)
+    validation_rows, validation_label = sparse_rows(
+        data.evaluation(data.split.validation), student.signature.vocabulary or 0
+    )
     loss = ScoreLoss(module, data.evaluation(trained), epoch if len(epoch) > len(trained) else None)
     lengths = data.tokenizer.lengths if isinstance(data.tokenizer, NgramTokenizer) else None
-    path = Optima(solver, student, rows, label, held, loss, lengths)
-    truth = torch.from_numpy(held_label)
+    path = Optima(solver, student, rows, label, validation_rows, loss, lengths)
+    truth = torch.from_numpy(validation_label)
     best, optimum, score, iterations = 0, None, (-np.inf, -np.inf), 0
     for number, step in enumerate(path, 1):
         metrics = task_metrics(torch.from_numpy(step.logits), truth)
         iterations += step.solution.iterations
-        nll = _calibrated_nll(torch.from_numpy(step.logits), truth)
-        _log(record.loggers, number, iterations, step, metrics | {"calibrated_nll": nll})
-        value = -nll
-        if plan.selection.monitor not in ("val/accuracy", "val/nll"):
-            value = metrics[plan.selection.monitor.removeprefix("val/")] * (1 if plan.selection.mode == "max" else -1)
-        if (value, -nll) > score:
-            best, optimum, score = number, step, (value, -nll)
+        metrics["calibrated_nll"] = _calibrated_nll(torch.from_numpy(step.logits), truth)
+        _log(record.loggers, number, iterations, step, metrics)
+        if (quality := _quality(plan, metrics)) > score:
+            best, optimum, score = number, step, quality
     if optimum is None:
         raise UserError("the student diverged: no optimum has finite scores on the validation rows")
     optimum = path.finish(optimum)
@@ -123,12 +122,20 @@ def solve(
         "loss": optimum.solution.loss,
         "gradient": optimum.solution.gradient,
     }
-    took = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     context.say(
-        f"solved in {iterations} iterations, {took:.1f} s: weighting {optimum.weighting}, strength {optimum.strength:g}"
-        + (f", temperature {temperature:.3g}" if temperature is not None else "")
+        f"solved in {iterations} iterations, {seconds:.1f} s: weighting {optimum.weighting}, "
+        f"strength {optimum.strength:g}" + (f", temperature {temperature:.3g}" if temperature is not None else "")
     )
     return Fitted(iterations, best)
+
+
+def _quality(plan: Plan, metrics: dict[str, float]) -> tuple[float, float]:
+    """By what, and then by what, one optimum is better than another; the larger is."""
+    nll, monitor = metrics["calibrated_nll"], plan.selection.monitor
+    if monitor in ("val/accuracy", "val/nll"):
+        return -nll, -nll
+    return metrics[monitor.removeprefix("val/")] * (1 if plan.selection.mode == "max" else -1), -nll
 
 
 def _temperature(logits: Tensor, label: Tensor) -> float:
@@ -136,8 +143,8 @@ def _temperature(logits: Tensor, label: Tensor) -> float:
 
     These would ask for certainty, and say nothing about rows that it gets wrong.
     """
-    known = label != UNLABELLED
-    if bool((logits[known].argmax(1) == label[known]).all()):
+    labelled = label != UNLABELLED
+    if bool((logits[labelled].argmax(1) == label[labelled]).all()):
         return 1.0
     return fitted_temperature(logits, label)
 

@@ -94,9 +94,9 @@ def _vectors(
     key = {"teacher": teacher.fingerprint, "tokenizer": data.fingerprint, "width": width}
 
     def build(path: Path) -> None:
-        vectors, known = _distil_vectors(teacher, data, width, context)
+        vectors, has_vector = _distil_vectors(teacher, data, width, context)
         np.save(path / "vectors.npy", vectors.numpy())
-        np.save(path / "known.npy", known.numpy())
+        np.save(path / "known.npy", has_vector.numpy())
 
     folder = context.store.build("vectors", key, build, waiting=context.say)
     vectors = torch.from_numpy(np.load(folder / "vectors.npy"))
@@ -128,7 +128,7 @@ def _distil_vectors(
         words = torch.zeros(len(names), width)
         words[used] = distil([names[number] for number in used.tolist()])
         return ngram_vectors(words, members)
-    vectors, known = torch.zeros(len(names), width), torch.ones(len(names), dtype=torch.bool)
+    vectors, has_vector = torch.zeros(len(names), width), torch.ones(len(names), dtype=torch.bool)
     vectors[2:] = distil(names[2:])  # after padding and unknown
-    known[:2] = False
-    return vectors, known
+    has_vector[:2] = False
+    return vectors, has_vector

@@ -199,10 +199,10 @@ def _train_chain(plan: TeacherPlan, context: Context, train: Train) -> tuple[lis
         if links and "validation_accuracy" not in links[-1]:
             links[-1]["validation_accuracy"] = metrics["teacher/val_accuracy"]
         before = package.located(folder)
-        about = {"fingerprint": package.fingerprint(before), "validation_accuracy": metrics["val/accuracy"]}
-        links.append({"name": link.name, **about})
-    told = " -> ".join(f"{link['name']} ({link['validation_accuracy']:.4f})" for link in links)
-    context.say(f"teachers: {told}")
+        facts_of_link = {"fingerprint": package.fingerprint(before), "validation_accuracy": metrics["val/accuracy"]}
+        links.append({"name": link.name, **facts_of_link})
+    steps = " -> ".join(f"{link['name']} ({link['validation_accuracy']:.4f})" for link in links)
+    context.say(f"teachers: {steps}")
     assert before is not None
     return [before], links
 

@@ -174,13 +174,13 @@ class _Teachers:
                 name = f"strategy={self.options['strategy']}"
                 say(f"{name} learns from its own earlier generations: teacher={self.options['teacher']} is not used")
             return replace(base, chain=self._generations(), name="")
-        given = [name for name in SOURCES if teacher[name] is not None]
+        named_sources = [name for name in SOURCES if teacher[name] is not None]
         chain: list[Recipe] = []
         if teacher["chain"] is not None:
             chain += self._links("teacher.chain", teacher["chain"], first_is_taught=False)
         if self.assistants is not None:
             chain += self._links("strategy.assistants", self.assistants, first_is_taught=True)
-        if not given:
+        if not named_sources:
             return None
         if teacher["chain"] is not None:
             return replace(base, chain=tuple(chain))
@@ -203,9 +203,11 @@ class _Teachers:
             self._check_recipe_of(name)
         for member in self._members():
             _check_reads(member)
-        given = [source for source in SOURCES if teacher[source] is not None]
-        if not self.generations and len(given) > 1:
-            raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
+        named_sources = [source for source in SOURCES if teacher[source] is not None]
+        if not self.generations and len(named_sources) > 1:
+            raise UserError(
+                f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(named_sources)}"
+            )
         if self.assistants is not None and teacher["members"] is not None:
             raise UserError("strategy=assistant begins with one teacher: give a recipe, path, id or chain, not members")
 
@@ -241,15 +243,17 @@ class _Teachers:
     # Sources
 
     def _source(self, teacher: Mapping[str, Any]) -> Source:
-        given = [source for source in SOURCES[:3] if teacher[source] is not None]
-        if len(given) != 1:
-            raise UserError(f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(given)}")
+        named_sources = [source for source in SOURCES[:3] if teacher[source] is not None]
+        if len(named_sources) != 1:
+            raise UserError(
+                f"teacher: exactly one of {', '.join(SOURCES)} must be given, not {' and '.join(named_sources)}"
+            )
         reads = {name: teacher[name] for name in _READS if teacher[name] is not None}
-        if given == ["path"]:
+        if named_sources == ["path"]:
             from pathlib import Path
 
             return Folder(Path(str(teacher["path"])).expanduser(), reads)
-        if given == ["id"]:
+        if named_sources == ["id"]:
             return HubModel(str(teacher["id"]), reads)
         return self._recipe(teacher)
 
@@ -277,7 +281,7 @@ class _Teachers:
         later = Component("kdresearch.strategies.soft_label.SoftLabelDistiller", {**learn, **schedules})
         return earlier_generations(self.plan_without, self.generations, first, later)
 
-    def _links(self, where: str, recipes: Any, first_is_taught: bool) -> list[Recipe]:
+    def _links(self, place: str, recipes: Any, first_is_taught: bool) -> list[Recipe]:
         """The links of a chain, each the teacher of the next.
 
         Raises:
@@ -285,21 +289,23 @@ class _Teachers:
         """
         if not isinstance(recipes, list) or not recipes or not all(isinstance(part, list) for part in recipes):
             raise UserError(
-                f"{where}: a list of recipes, each a list of overrides, e.g. [['student=bilstm']], not {recipes}"
+                f"{place}: a list of recipes, each a list of overrides, e.g. [['student=bilstm']], not {recipes}"
             )
         return [
-            self._link([*map(str, part)], first_is_taught or number > 1, f"{where}, link {number}")
+            self._link([*map(str, part)], first_is_taught or number > 1, f"{place}, link {number}")
             for number, part in enumerate(recipes, 1)
         ]
 
-    def _link(self, overrides: list[str], taught: bool, where: str) -> Recipe:
+    def _link(self, overrides: list[str], has_teacher: bool, place: str) -> Recipe:
         if any(part.startswith("teacher=") for part in overrides):
-            raise UserError(f"{where}: its teacher is the link before it: leave teacher=... out")
+            raise UserError(f"{place}: its teacher is the link before it: leave teacher=... out")
         says = any(part.startswith("strategy") for part in overrides)
-        inherits = taught and where.startswith("strategy") and not says
-        options = ["strategy=soft_label", "teacher=checkpoint"] if taught else ["teacher=none"]
+        inherits = has_teacher and place.startswith("strategy") and not says
+        options = ["strategy=soft_label", "teacher=checkpoint"] if has_teacher else ["teacher=none"]
         data = dict(self.teacher["data"] or {})
-        link = self._composed(_name_of(overrides), [*options, *overrides], data if taught else _LABELS_ALONE | data)
+        link = self._composed(
+            _name_of(overrides), [*options, *overrides], data if has_teacher else _LABELS_ALONE | data
+        )
         if inherits:  # the link learns from its teacher as the run's student does from its own
             alike = {
                 name: self.settings[name]
@@ -309,31 +315,31 @@ class _Teachers:
             strategy = replace(link.plan.strategy, settings={**link.plan.strategy.settings, **alike})
             link = replace(link, plan=replace(link.plan, strategy=strategy))
         kind: Any = imported(link.plan.strategy.target)
-        if kind.needs_teacher(link.plan.strategy.settings) != taught:
+        if kind.needs_teacher(link.plan.strategy.settings) != has_teacher:
             fault = "has no teacher to learn from: change its strategy=..."
-            if taught:
+            if has_teacher:
                 fault = "learns from labels alone, and not from the link before it: leave out its strategy=..."
-            raise UserError(f"{where} ({link.name}) {fault}")
+            raise UserError(f"{place} ({link.name}) {fault}")
         return link
 
     def _composed(self, name: str, overrides: list[str], data: Mapping[str, Any]) -> Recipe:
         """Overrides as the plan of a teacher, on this run's data, its split and its machine."""
-        made = compose("train", [*overrides, "logger=none"], return_hydra_config=True)
-        options = dict(made.hydra.runtime.choices) | {"data": self.options["data"]}
+        recipe_cfg = compose("train", [*overrides, "logger=none"], return_hydra_config=True)
+        options = dict(recipe_cfg.hydra.runtime.choices) | {"data": self.options["data"]}
         seed = self.cfg.seeds.teacher
-        with open_dict(made):
-            del made["hydra"]
-            made.data = OmegaConf.create(self._resolved_data(OmegaConf.merge(self.cfg.data, data)))
-            made.data.transfer_share = None  # how a student's rows are mixed is no part of its teacher
-            made.seed = seed
-            made.seeds = {"init": seed, "order": seed, "split": self.cfg.seeds.split, "teacher": 0}
+        with open_dict(recipe_cfg):
+            del recipe_cfg["hydra"]
+            recipe_cfg.data = OmegaConf.create(self._resolved_data(OmegaConf.merge(self.cfg.data, data)))
+            recipe_cfg.data.transfer_share = None  # how a student's rows are mixed is no part of its teacher
+            recipe_cfg.seed = seed
+            recipe_cfg.seeds = {"init": seed, "order": seed, "split": self.cfg.seeds.split, "teacher": 0}
             for key in ("accelerator", "devices"):
-                made.trainer[key] = self.cfg.trainer[key]
-            made.name = f"teacher {name}"
-            made.evaluation.efficiency = False
-            if OmegaConf.is_missing(made.teacher, "path"):
-                made.teacher.path = None  # the link before it, when that is trained
-        content: dict[str, Any] = OmegaConf.to_container(made, resolve=True)  # type: ignore[assignment]
+                recipe_cfg.trainer[key] = self.cfg.trainer[key]
+            recipe_cfg.name = f"teacher {name}"
+            recipe_cfg.evaluation.efficiency = False
+            if OmegaConf.is_missing(recipe_cfg.teacher, "path"):
+                recipe_cfg.teacher.path = None  # the link before it, when that is trained
+        content: dict[str, Any] = OmegaConf.to_container(recipe_cfg, resolve=True)  # type: ignore[assignment]
         # What a person writes into a recipe is trusted as what it composes is run.
         package.trust(content["student"]["model"]["_target_"], content["student"]["tokenizer"]["_target_"])
         plan = _without_teacher(content, options, overrides)
@@ -352,17 +358,17 @@ class _Teachers:
 
     def _resolved_data(self, data: Any) -> Any:
         """A data node as plain values, its interpolations resolved where they stand in the whole configuration."""
-        whole = OmegaConf.create(OmegaConf.to_container(self.cfg, resolve=False))
-        with open_dict(whole):
-            whole.data = data
-        return OmegaConf.to_container(whole.data, resolve=True)
+        configuration = OmegaConf.create(OmegaConf.to_container(self.cfg, resolve=False))
+        with open_dict(configuration):
+            configuration.data = data
+        return OmegaConf.to_container(configuration.data, resolve=True)
 
 
 def _name_of(overrides: Sequence[str]) -> str:
     """``student (what else differs)``."""
-    parts = [part.partition("=")[::2] for part in overrides]
-    student = next((value for name, value in parts if name == "student"), "recipe")
-    rest = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in parts if name != "student" and name[-4:] != "path"]
+    pairs = [part.partition("=")[::2] for part in overrides]
+    student = next((value for name, value in pairs if name == "student"), "recipe")
+    rest = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in pairs if name != "student" and name[-4:] != "path"]
     return f"{student} ({', '.join(rest)})" if rest else student
 
 

@@ -34,10 +34,10 @@ class PlainProgress(Callback):
         now = time.perf_counter()
         if now - self.last >= self.seconds and trainer.is_global_zero:
             self.last = now
-            left = (now - self.started) / (batch_idx + 1) * (trainer.num_training_batches - batch_idx - 1)
+            remaining = (now - self.started) / (batch_idx + 1) * (trainer.num_training_batches - batch_idx - 1)
             say(
                 f"epoch {trainer.current_epoch + 1}: {batch_idx + 1} of {trainer.num_training_batches} batches, "
-                f"{left:.0f} s left, {_numbers(_train_means(pl_module))}"
+                f"{remaining:.0f} s left, {_numbers(_train_means(pl_module))}"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,8 +53,8 @@ class PlainProgress(Callback):
 
 def _train_means(module: LightningModule) -> dict[str, float]:
     """Means of ``train/NAME`` over the epoch so far, as of the last row of the curves."""
-    found: dict[str, float] = getattr(module, "epoch_means", {})
-    return found
+    means: dict[str, float] = getattr(module, "epoch_means", {})
+    return means
 
 
 def _numbers(metrics: dict[str, float]) -> str:

@@ -45,25 +45,28 @@ def main(arguments: list[str]) -> int:
     if set(arguments) & {"-h", "--help"}:
         print(HELP, end="")
         return 0
-    own = {"number": "", "show": str(DEFAULT_SHOWN), "out": ""}
+    options = {"number": "", "show": str(DEFAULT_SHOWN), "out": ""}
     overrides, folders = [], []
     remaining = iter(arguments)
     for argument in remaining:
         name, _, value = argument.partition("=")
-        if name in own:
-            own[name] = value
+        if name in options:
+            options[name] = value
         elif name in ("--config-dir", "-cd"):
-            given = value or next(remaining, "")
-            if not given or not Path(given).expanduser().is_dir():
-                raise UserError(f"--config-dir: there is no folder {given!r}")
-            folders.append(f"file://{Path(given).expanduser().absolute()}")
+            folder = value or next(remaining, "")
+            if not folder or not Path(folder).expanduser().is_dir():
+                raise UserError(f"--config-dir: there is no folder {folder!r}")
+            folders.append(f"file://{Path(folder).expanduser().absolute()}")
         else:
             overrides.append(argument)
-    if own["number"]:
-        overrides.append(f"generator.number={_number('number', own['number'])}")
+    if options["number"]:
+        overrides.append(f"generator.number={_number('number', options['number'])}")
     if not any(argument.startswith("strategy=") for argument in overrides):
         overrides.append("strategy=generative")
-    shown, out = _number("show", own["show"], least=0), Path(own["out"]).expanduser() if own["out"] else None
+    shown, out = (
+        _number("show", options["show"], least=0),
+        Path(options["out"]).expanduser() if options["out"] else None,
+    )
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"out={out}: there is no folder {out.absolute().parent}")
 

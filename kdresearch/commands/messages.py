@@ -66,11 +66,11 @@ def _unknown_key(message: str, arguments: list[str]) -> str | None:
 
     from kdresearch.conf_path import config_dir
 
-    found = re.search(r"Could not (?:override|append) '([^']+)'", message)
-    if found is None:
+    lacking = re.search(r"Could not (?:override|append) '([^']+)'", message)
+    if lacking is None:
         return None
     groups = [argument for argument in arguments if re.fullmatch(r"[\w/]+=\w+", argument)]
-    path = found.group(1).split(".")
+    path = lacking.group(1).split(".")
     with initialize_config_dir(config_dir(), version_base="1.3"):
         try:
             node = compose("train", groups)
@@ -82,7 +82,7 @@ def _unknown_key(message: str, arguments: list[str]) -> str | None:
                 names = (
                     [str(name) for name in inner if not str(name).startswith("_")] if OmegaConf.is_dict(inner) else []
                 )
-                where = ".".join(path[:depth])
-                return f"{where or 'the configuration'} has no option {choices(key, names)}"
+                parent = ".".join(path[:depth])
+                return f"{parent or 'the configuration'} has no option {choices(key, names)}"
             inner = OmegaConf.create({}) if OmegaConf.is_missing(inner, key) else inner._get_node(key)
     return None

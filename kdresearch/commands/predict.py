@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     stream, name = _stream(arguments.texts, arguments.file)
-    texts = _lines(stream, name) if stream is not None else iter(_given(arguments.texts))
+    texts = _lines(stream, name) if stream is not None else iter(_of_arguments(arguments.texts))
     folder = package.located(arguments.run)
     first = next(texts, None)  # what is wrong with the input is said before anything heavy is loaded
     if first is None:
@@ -124,7 +124,7 @@ def _stream(texts: list[str], file: str | None) -> tuple[BinaryIO | None, str]:
     return None, "arguments"
 
 
-def _given(texts: list[str]) -> list[Text]:
+def _of_arguments(texts: list[str]) -> list[Text]:
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"text {number} is empty")
@@ -185,8 +185,8 @@ class _Csv:
         lines = io.StringIO()
         table = csv.writer(lines, lineterminator="\n")
         if self.header:
-            more = range(2, len(predictions[0].ranked) + 1)
-            names = ["label", "probability", *(f"{name}_{n}" for n in more for name in ("label", "probability"))]
+            ranks = range(2, len(predictions[0].ranked) + 1)
+            names = ["label", "probability", *(f"{name}_{n}" for n in ranks for name in ("label", "probability"))]
             table.writerow([*(["line"] if self.numbered else []), *names, "text"])
             self.header = False
         for line, text, ranked in predictions:

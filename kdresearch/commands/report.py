@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdresearch.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdresearch.reporting.comparison import Comparison
     from kdresearch.reporting.records import Found
 
 EXAMPLES = """examples:
@@ -50,21 +54,21 @@ def main(argv: list[str]) -> int:
     return report(arguments.folders, arguments.output, arguments.metric, arguments.against, not arguments.no_plots)
 
 
-def left_out(found: Found) -> list[str]:
+def left_out(runs: Found) -> list[str]:
     """What the report does not count: how many runs of which kind, then each with its reason. Empty if none."""
-    kinds = Counter(record.status for record in found.unfinished)
-    if found.broken:
-        kinds["unreadable"] = len(found.broken)
-    if found.untested:
-        kinds["evaluated on validation rows alone (trials)"] = len(found.untested)
+    kinds = Counter(record.status for record in runs.unfinished)
+    if runs.broken:
+        kinds["unreadable"] = len(runs.broken)
+    if runs.untested:
+        kinds["evaluated on validation rows alone (trials)"] = len(runs.untested)
     if not kinds:
         return []
-    total = kinds.total() + len(found.finished)
+    total = kinds.total() + len(runs.finished)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return [
         f"{kinds.total()} of {total} runs left out: {counts}",
-        *(f"{path}: {reason}" for path, reason in found.broken),
-        *(f"{record.path}: {record.status}" for record in found.unfinished),
+        *(f"{path}: {reason}" for path, reason in runs.broken),
+        *(f"{record.path}: {record.status}" for record in runs.unfinished),
     ]
 
 
@@ -82,13 +86,13 @@ def report(
     console, warnings = Console(), Console(stderr=True)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {str(output)!r} is a file, not a folder")
-    found = find(folders)
-    notes = left_out(found)
+    runs = find(folders)
+    notes = left_out(runs)
     for note in notes:
         warnings.print(note, markup=False, highlight=False, soft_wrap=True)
-    if not found.finished:
+    if not runs.finished:
         raise UserError(f"no finished run to report on: {notes[0]}")
-    comparisons = compare(found.finished, metric, against)
+    comparisons = compare(runs.finished, metric, against)
     text = table.markdown(comparisons, notes)
 
     pictures = {}
@@ -104,10 +108,19 @@ def report(
         "index.html": page(comparisons, pictures, notes),
     }.items():
         (output / name).write_text(content, encoding="utf-8", newline="\n")
-    for slug, drawn in pictures.items():
+    for slug, images in pictures.items():
         (output / "plots").mkdir(exist_ok=True)
-        for name, (_, png) in drawn.items():
+        for name, (_, png) in images.items():
             (output / "plots" / f"{slug}-{name}.png").write_bytes(png)
+
+    _print(console, comparisons, text)
+    console.print(str(output / "index.html"), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _print(console: Console, comparisons: Sequence[Comparison], text: str) -> None:
+    """Tables as wide as the terminal, or Markdown where there is none."""
+    from kdresearch.reporting import table
 
     if console.is_terminal:
         for comparison in comparisons:
@@ -117,5 +130,3 @@ def report(
             console.print()
     else:  # whole lines, whatever width is assumed: a log or a pipe can take them
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(str(output / "index.html"), markup=False, highlight=False, soft_wrap=True)
-    return 0

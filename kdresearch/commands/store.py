@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="what is kept, how large it is and how long it took to build")
-    listing.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(_TOLD))
+    listing.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(_DESCRIPTIONS))
     verifying = actions.add_parser("verify", help="compare every file with its checksum; 1 if any is damaged")
     verifying.add_argument("--remove", action="store_true", help="remove what is damaged or half-written")
     removing = actions.add_parser("remove", help="remove artifacts")
@@ -67,14 +67,14 @@ def main(argv: list[str]) -> int:
 
 def show(store: Store, kind: str | None = None) -> int:
     """Print a table of the artifacts; whole names and plain numbers, tab by tab, where it is no terminal."""
-    kept = list(store.artifacts())
-    chosen = [artifact for artifact in kept if kind in (None, artifact.kind)]
-    if kind is not None and not chosen:
-        raise UserError(_no_such_kind(kind, kept))
-    by_name = {artifact.path.name: artifact for artifact in kept}
-    footer = f"{_count(chosen)} in {store.root}"
+    artifacts = list(store.artifacts())
+    selected = [artifact for artifact in artifacts if kind in (None, artifact.kind)]
+    if kind is not None and not selected:
+        raise UserError(_no_such_kind(kind, artifacts))
+    by_name = {artifact.path.name: artifact for artifact in artifacts}
+    footer = f"{_count(selected)} in {store.root}"
     if not sys.stdout.isatty():
-        for artifact in chosen:
+        for artifact in selected:
             fields = (artifact.kind, artifact.path.name, describe(artifact, by_name), artifact.bytes, artifact.created)
             print(*fields, artifact.seconds, sep="\t")
         print(footer, file=sys.stderr)
@@ -90,7 +90,7 @@ def show(store: Store, kind: str | None = None) -> int:
     table.add_column("what", overflow="fold")
     for heading in ("size", "created", "built in"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for artifact in chosen:
+    for artifact in selected:
         table.add_row(
             artifact.kind,
             artifact.path.name[:SHORT],
@@ -100,7 +100,7 @@ def show(store: Store, kind: str | None = None) -> int:
             f"{artifact.seconds:,.1f} s",
         )
     console = Console(highlight=False)
-    if chosen:
+    if selected:
         console.print(table)
     console.print(footer, style="dim", markup=False, soft_wrap=True)
     return 0
@@ -108,8 +108,8 @@ def show(store: Store, kind: str | None = None) -> int:
 
 def verify(store: Store, remove: bool = False) -> int:
     """Name the damaged files and what dead processes left; 0 if nothing is damaged, or nothing is any more."""
-    kept = list(store.artifacts())
-    damaged = {artifact.path: (artifact, files) for artifact in kept if (files := store.damaged(artifact))}
+    artifacts = list(store.artifacts())
+    damaged = {artifact.path: (artifact, files) for artifact in artifacts if (files := store.damaged(artifact))}
     for artifact, files in damaged.values():
         print(f"damaged: {artifact.kind}/{artifact.path.name}: {', '.join(files)}")
         if remove:
@@ -117,8 +117,8 @@ def verify(store: Store, remove: bool = False) -> int:
     leftovers = store.leftovers(remove)
     for path in leftovers:
         print(f"half-written by a process that died: {path.parent.name}/{path.name}")
-    whole = [artifact for artifact in kept if artifact.path not in damaged]
-    print(f"{_count(whole)} whole in {store.root}")
+    intact = [artifact for artifact in artifacts if artifact.path not in damaged]
+    print(f"{_count(intact)} whole in {store.root}")
     if remove and (damaged or leftovers):
         print(f"{len(damaged) + len(leftovers)} removed")
     elif damaged or leftovers:
@@ -128,37 +128,39 @@ def verify(store: Store, remove: bool = False) -> int:
 
 def remove(store: Store, names: list[str], yes: bool = False) -> int:
     """Remove the artifacts that the names and kinds stand for, all or none; asks first unless ``yes``."""
-    kept = list(store.artifacts())
-    chosen = list({artifact.path: artifact for name in names for artifact in _named(name, kept)}.values())
+    artifacts = list(store.artifacts())
+    selected = list({artifact.path: artifact for name in names for artifact in _named(name, artifacts)}.values())
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(f"{_count(chosen)} would be removed: confirm with --yes")
-        by_name = {artifact.path.name: artifact for artifact in kept}
-        for artifact in chosen:
+            raise UserError(f"{_count(selected)} would be removed: confirm with --yes")
+        by_name = {artifact.path.name: artifact for artifact in artifacts}
+        for artifact in selected:
             print(f"{artifact.kind}/{artifact.path.name[:SHORT]}  {describe(artifact, by_name)}")
         try:
-            answer = input(f"remove {_count(chosen)}? [y/N] ")
+            answer = input(f"remove {_count(selected)}? [y/N] ")
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return 1
-    for artifact in chosen:
+    for artifact in selected:
         store.remove(artifact)
-    print(f"removed {_count(chosen)}")
+    print(f"removed {_count(selected)}")
     return 0
 
 
-def _named(name: str, kept: list[Artifact]) -> list[Artifact]:
-    of_kind = [artifact for artifact in kept if artifact.kind == name]
+def _named(name: str, artifacts: list[Artifact]) -> list[Artifact]:
+    of_kind = [artifact for artifact in artifacts if artifact.kind == name]
     if of_kind:
         return of_kind
     kind, _, start = name.rpartition("/")
     if not re.fullmatch("[0-9a-f]+", start):
-        raise UserError(_no_such_kind(name, kept))
+        raise UserError(_no_such_kind(name, artifacts))
     if len(start) < FEWEST:
         raise UserError(f"{name!r} is too short a name: give at least its first {FEWEST} letters")
-    fitting = [artifact for artifact in kept if artifact.path.name.startswith(start) and kind in ("", artifact.kind)]
+    fitting = [
+        artifact for artifact in artifacts if artifact.path.name.startswith(start) and kind in ("", artifact.kind)
+    ]
     if not fitting:
         raise UserError(f"no artifact's name begins with {name!r} (kdresearch store list)")
     if len(fitting) > 1:
@@ -167,8 +169,8 @@ def _named(name: str, kept: list[Artifact]) -> list[Artifact]:
     return fitting
 
 
-def _no_such_kind(kind: str, kept: list[Artifact]) -> str:
-    kinds = sorted({artifact.kind for artifact in kept})
+def _no_such_kind(kind: str, artifacts: list[Artifact]) -> str:
+    kinds = sorted({artifact.kind for artifact in artifacts})
     return f"nothing is kept under {choices(kind, kinds) if kinds else repr(kind) + ': the store is empty'}"
 
 
@@ -176,11 +178,11 @@ def describe(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     """What an artifact is, in a line out of its key and, by ``by_name``, those of what it was made from."""
     if not artifact.key:
         return "damaged: its manifest cannot be read"
-    told: Callable[[Artifact, dict[str, Artifact]], str] = _TOLD.get(artifact.kind, _other)
+    describe_kind: Callable[[Artifact, dict[str, Artifact]], str] = _DESCRIPTIONS.get(artifact.kind, _describe_default)
     try:
-        return told(artifact, by_name)
+        return describe_kind(artifact, by_name)
     except (KeyError, TypeError, AttributeError):  # written by another version
-        return _other(artifact, by_name)
+        return _describe_default(artifact, by_name)
 
 
 def _corpus(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
@@ -192,8 +194,8 @@ def _corpus(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
 
 def _tokenizer(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     key = artifact.key
-    own = " ".join([key["tokenizer"], *_settings(key, "tokenizer", "corpus", "rows")])
-    return f"{own}, fitted on {_origin(key['corpus'], by_name)}"
+    maker = " ".join([key["tokenizer"], *_settings(key, "tokenizer", "corpus", "rows")])
+    return f"{maker}, fitted on {_origin(key['corpus'], by_name)}"
 
 
 def _encoded(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
@@ -242,16 +244,16 @@ def _vectors(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
 
 
 def _generator(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
-    own = artifact.key["generator"]
-    return " ".join([own["generator"], *_settings(own, "generator")])
+    maker = artifact.key["generator"]
+    return " ".join([maker["generator"], *_settings(maker, "generator")])
 
 
 def _texts(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     key = artifact.key
-    made = f"texts of {key['generator']['generator']}, seed {key['seed']}"
+    origin = f"texts of {key['generator']['generator']}, seed {key['seed']}"
     if artifact.kind == "samples":
-        return f"{made}, piece {key['piece']}"
-    return f"{'all' if key['number'] is None else format(key['number'], ',')} {made}, filtered"
+        return f"{origin}, piece {key['piece']}"
+    return f"{'all' if key['number'] is None else format(key['number'], ',')} {origin}, filtered"
 
 
 def _rows(artifact: Artifact) -> str:
@@ -263,11 +265,11 @@ def _rows(artifact: Artifact) -> str:
         return ""
 
 
-def _other(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
+def _describe_default(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     return " ".join(_settings(artifact.key))
 
 
-_TOLD = {
+_DESCRIPTIONS = {
     "corpus": _corpus,
     "tokenizer": _tokenizer,
     "encoded": _encoded,
@@ -282,20 +284,20 @@ _TOLD = {
 }
 
 
-def _settings(key: dict[str, Any], *known: str) -> list[str]:
+def _settings(key: dict[str, Any], *left_out: str) -> list[str]:
     """``name=value`` for the plain values of a key that a person can read: no checksums, no nested ones."""
     return [
         f"{name}={value}"
         for name, value in key.items()
-        if name not in (*known, "format", "clean", "grammar")
+        if name not in (*left_out, "format", "clean", "grammar")
         and isinstance(value, str | int | float)
         and not re.fullmatch("[0-9a-f]{24,64}", str(value))
     ]
 
 
 def _origin(name: str, by_name: dict[str, Artifact]) -> str:
-    found = by_name.get(name)
-    return _corpus(found, by_name).split(" seed=")[0] if found else f"corpus {name[:SHORT]}"
+    referred = by_name.get(name)
+    return _corpus(referred, by_name).split(" seed=")[0] if referred else f"corpus {name[:SHORT]}"
 
 
 def _count(artifacts: list[Artifact]) -> str:

@@ -90,13 +90,13 @@ def _tune(overrides: list[str], search: list[str]) -> Path:
     from kdresearch.commands.console import say
 
     methods, seeds = _methods(overrides)
-    folder, known = None, _known_keys(search)
+    folder, setting_names = None, _known_keys(search)
     for method in methods:
         cfg, sweep = _composed([*search, *method.overrides])
         folder = folder or sweep
-        space = _space(cfg, known)
-        wanted = [each.key for each in space if not each.key.startswith("strategy.") or needs_teacher(cfg)]
-        if lacking := [key for key in wanted if not _has(cfg, key)]:
+        space = _space(cfg, setting_names)
+        required = [each.key for each in space if not each.key.startswith("strategy.") or needs_teacher(cfg)]
+        if lacking := [key for key in required if not _has(cfg, key)]:
             say(f"{method.name} has no {', '.join(lacking)}: not searched")
         trials = _trials(method, cfg, search, space, folder)
         for seed in seeds:
@@ -125,8 +125,8 @@ def _methods(overrides: Sequence[str]) -> tuple[list[Method], list[str]]:
         varied.append(bool(values))
     methods = []
     for words in itertools.product(*axes):
-        parts = [word.partition("=")[2].replace("/", "_") for word, varies in zip(words, varied, strict=True) if varies]
-        methods.append(Method("-".join(parts) or "method", words))
+        names = [word.partition("=")[2].replace("/", "_") for word, varies in zip(words, varied, strict=True) if varies]
+        methods.append(Method("-".join(names) or "method", words))
     if len({method.name for method in methods}) < len(methods):
         methods = [Method(f"{number}-{method.name}", method.overrides) for number, method in enumerate(methods)]
     return methods, seeds
@@ -144,7 +144,7 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     return cfg, sweep
 
 
-def _space(cfg: DictConfig, known: frozenset[str]) -> list[Dimension]:
+def _space(cfg: DictConfig, setting_names: frozenset[str]) -> list[Dimension]:
     """The dimensions, shared ones first; UserError for a setting that no option has.
 
     Those of methods are drawn for a control too, so that its points are theirs in what both have.
@@ -161,8 +161,8 @@ def _space(cfg: DictConfig, known: frozenset[str]) -> list[Dimension]:
         raise UserError(f"tune.trials: a whole number of at least 1, not {settings['trials']!r}")
     space = [*dimensions(settings.get("shared") or {}), *dimensions(settings.get("method") or {})]
     for dimension in space:
-        if not _has(cfg, dimension.key) and dimension.key not in known:
-            raise UserError(f"tune: {choices(dimension.key, sorted(known))}")
+        if not _has(cfg, dimension.key) and dimension.key not in setting_names:
+            raise UserError(f"tune: {choices(dimension.key, sorted(setting_names))}")
     return space
 
 
@@ -203,8 +203,8 @@ def _trials(
     sections = ("shared", "method") if needs_teacher(cfg) else ("shared",)
     searched = {each.key for name in sections for each in dimensions(settings.get(name) or {})}
     usable = {key for key in searched if _has(cfg, key)}
-    drawn = points(space, settings["trials"] - 1, settings["search_seed"])
-    tried = [{}, *({key: value for key, value in point.items() if key in usable} for point in drawn)]
+    sampled = points(space, settings["trials"] - 1, settings["search_seed"])
+    tried = [{}, *({key: value for key, value in point.items() if key in usable} for point in sampled)]
     scores: list[float | None] = []
     for number, point in enumerate(tried):
         words = [*search, *method.overrides, *_words(point), f"seed={settings['seed']}", "evaluation.test=false"]
