@@ -113,7 +113,18 @@ def solve(
     optimum = path.finish(optimum)
     iterations += optimum.solution.iterations
     temperature = _calibrate(student, torch.from_numpy(optimum.logits), truth) if solver.calibrate else None
-    record.facts["solver"] = {
+    record.facts["solver"] = _facts(optimum, temperature, iterations)
+    seconds = time.perf_counter() - started
+    context.say(
+        f"solved in {iterations} iterations, {seconds:.1f} s: weighting {optimum.weighting}, "
+        f"strength {optimum.strength:g}" + (f", temperature {temperature:.3g}" if temperature is not None else "")
+    )
+    return Fitted(iterations, best)
+
+
+def _facts(optimum: Step, temperature: float | None, iterations: int) -> dict[str, Any]:
+    """The facts of a solution that a record keeps."""
+    return {
         "method": "lbfgs",
         "weighting": optimum.weighting,
         "strength": optimum.strength,
@@ -122,12 +133,6 @@ def solve(
         "loss": optimum.solution.loss,
         "gradient": optimum.solution.gradient,
     }
-    seconds = time.perf_counter() - started
-    context.say(
-        f"solved in {iterations} iterations, {seconds:.1f} s: weighting {optimum.weighting}, "
-        f"strength {optimum.strength:g}" + (f", temperature {temperature:.3g}" if temperature is not None else "")
-    )
-    return Fitted(iterations, best)
 
 
 def _quality(plan: Plan, metrics: dict[str, float]) -> tuple[float, float]:
