@@ -69,12 +69,7 @@ def _unread(plan: Plan, data: TextDataModule) -> list[str]:
 
 
 def solve(
-    plan: Plan,
-    solver: Solver,
-    module: Distiller,
-    data: TextDataModule,
-    record: Record,
-    context: Context,
+    plan: Plan, solver: Solver, module: Distiller, data: TextDataModule, record: Record, context: Context
 ) -> Fitted:
     """Give the student the optimum of its strategy's loss on the rows of an epoch.
 
