@@ -42,7 +42,8 @@ OPTIONS = sorted(path.stem for path in Path(config_dir(), "strategy").glob("*.ya
 STUDENTS = ("transformer", "bilstm", "textcnn", "ngram_bag", "ngram")
 TEACHERS = ("transformer", "wordpiece", "bilstm", "textcnn", "ngram", "recorded")
 INSIDE = {  # strategies that read more than class scores
-    "attention", "contrastive", "distilbert", "feature", "gradient", "minilm", "relation", "semantic", "staged", "tinybert",
+    "attention", "contrastive", "distilbert", "feature", "gradient", "minilm", "relation", "semantic", "staged",
+    "tinybert",
 }  # fmt: skip
 SCORES = (("textcnn", "transformer"), ("ngram", "recorded"))  # to class scores, any pair is like any other
 CASES = [
