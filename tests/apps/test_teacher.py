@@ -552,7 +552,7 @@ def test_stopping_early_is_the_beginning_of_the_whole_schedule(tmp_path: Path) -
 
 def test_generations_teach(tmp_path: Path) -> None:
     """One whole run: its teacher is the last of its earlier generations."""
-    student = ("student=ngram",)
+    student = ("student=ngram", "student.solver.method=none")
     given = ("strategy=self", "strategy.weights={label: 0, soft_label: 1}", *student)
     facts = run(tmp_path / "one", *given)
     assert [link["name"] for link in facts["chain"]] == ["ngram generation 0", "ngram generation 1"]
