@@ -57,8 +57,8 @@ class Features:
 
     def gram(self, coefficients: np.ndarray) -> np.ndarray:
         """The scores of those weights on these rows [N, K]."""
-        scores: np.ndarray = _scores(self.shared, self.shared, self.shared_square, coefficients)
-        return np.asarray(scores + self.diagonal * coefficients)
+        shared = _scores(self.shared, self.shared, self.shared_square, coefficients)
+        return np.asarray(shared + self.diagonal * coefficients)
 
     def scores(self, coefficients: np.ndarray, rows: sparse.csr_matrix) -> np.ndarray:
         """The scores of those weights on other rows [M, K]."""

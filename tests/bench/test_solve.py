@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from kdresearch import package
+from kdresearch.bench import solve
 from kdresearch.cli import main
 from kdresearch.data.reviews import Reviews
+from kdresearch.structures import UNLABELLED
 
 BASE = (
     "data.rows={train: 240, test: 60, unlabelled: 100}", "data.validation=40", "trainer=cpu", "logger=none",
@@ -77,16 +79,69 @@ def test_calibration_scales_and_changes_no_answer(tmp_path: Path) -> None:
     assert metrics[1]["val/nll"] <= metrics[0]["val/nll"] + 1e-6
 
 
-@pytest.mark.parametrize("more", [(), ("data.transfer_share=0.6",), ("strategy=logit_mse",)])
-def test_rows_without_labels_teach(more: tuple[str, ...], tmp_path: Path) -> None:
-    """The kept point is where the strategy's loss on all rows and the penalty balance."""
-    facts = train(tmp_path / "run", *TAUGHT, "student.solver.tolerance=1e-5", "student.model.weighting=none", *more)
-    solver = facts["solver"]
-    assert facts["data"]["counts"]["transfer"] > 50 and solver["gradient"] < 1e-3
-    alone = train(tmp_path / "alone", *TAUGHT, "data.transfer=none", "student.model.weighting=none", *more[1:])
-    assert facts["student"]["fingerprint"] != alone["student"]["fingerprint"]
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["test/agreement"] > 0.85
+class Spied:
+    """``solve``, and what it solved: the strategy, and the rows of the run's epoch in one batch."""
+
+    def __init__(self) -> None:
+        self.solve = solve.solve
+
+    def __call__(self, cfg: Any, solver: Any, folder: Path, module: Any, data: Any, record: Any) -> tuple[int, int]:
+        done = self.solve(cfg, solver, folder, module, data, record)
+        epoch = data.epoch_rows()
+        self.module, self.batch = module, data.rows(epoch).__getitems__(list(range(len(epoch))))
+        self.sizes = data.student_rows.lengths(np.unique(epoch))
+        return done
+
+
+@pytest.mark.parametrize(
+    ("more", "labelled"),
+    [
+        ((), 200),
+        (("data.transfer_share=0.6",), 67),  # of the 200, beside 100 rows without labels
+        (("data.transfer_share=0.15",), 567),  # each two or three times
+        (("strategy=logit_mse",), 200),
+        (("strategy=generative", "strategy.labelled_share=0.75"), 300),
+    ],
+)
+def test_rows_without_labels_teach(
+    more: tuple[str, ...], labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept point is where the strategy's loss on one batch, of an epoch's rows, and the penalty balance."""
+    monkeypatch.setattr(solve, "solve", spied := Spied())
+    plain = ("student.model.weighting=none", "student.solver.calibrate=false", "student.solver.tolerance=1e-5")
+    facts = train(tmp_path / "run", *TAUGHT, *plain, *more)["solver"]
+    module, batch = spied.module.double(), spied.batch
+    known = batch.label != UNLABELLED
+    assert (int(known.sum()), int((~known).sum())) == (labelled, 100)
+    penalty = spied.sizes.mean() / (facts["strength"] * len(spied.sizes))
+    weight, bias = module.student.weight.weight, module.student.bias
+
+    def loss() -> torch.Tensor:
+        values = [module.weights[name] * value.double() for name, value in module.terms(batch).items()]
+        return torch.stack(values).sum() + penalty / 2 * weight.square().sum()
+
+    def slope() -> float:
+        return float(torch.cat([each.ravel() for each in torch.autograd.grad(loss(), [weight, bias])]).norm())
+
+    assert float(loss().detach()) == pytest.approx(facts["loss"], rel=1e-6)
+    at_optimum = slope()
+    with torch.no_grad():
+        weight.zero_()
+        bias.zero_()
+    assert at_optimum < 1e-4 * slope()
+
+
+def test_rows_without_labels_bring_the_student_nearer(tmp_path: Path) -> None:
+    """A teacher of 600 rows, and a student that sees 60 of them, with and without 600 that have no labels."""
+    few = ("data.rows={train: 640, test: 400, unlabelled: 600}", "data.limit=60")
+    train(tmp_path / "taught", *few, *TAUGHT, "teacher.data={limit: null}")
+    train(tmp_path / "alone", *few)
+    tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pydict() for name in ("taught", "alone")]
+    assert tables[0]["id"] == tables[1]["id"]
+    test = np.array(tables[0]["split"]) == "test"
+    teacher = np.array(tables[0]["teacher_logits"])[test].argmax(1)
+    taught, alone = (float((np.array(each["student_logits"])[test].argmax(1) == teacher).mean()) for each in tables)
+    assert taught > alone + 0.1
 
 
 def test_a_strategy_without_a_convex_loss_makes_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
