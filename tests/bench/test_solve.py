@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kdresearch import package
-from kdresearch.bench import solve
+from kdresearch.bench import run as runs
 from kdresearch.cli import main
 from kdresearch.data.reviews import Reviews
 from kdresearch.structures import UNLABELLED
@@ -83,10 +83,10 @@ class Spied:
     """``solve``, and what it solved: the strategy, and the rows of the run's epoch in one batch."""
 
     def __init__(self) -> None:
-        self.solve = solve.solve
+        self.solve = runs.solve
 
-    def __call__(self, cfg: Any, solver: Any, folder: Path, module: Any, data: Any, record: Any) -> tuple[int, int]:
-        done = self.solve(cfg, solver, folder, module, data, record)
+    def __call__(self, plan: Any, solver: Any, module: Any, data: Any, *more: Any) -> Any:
+        done = self.solve(plan, solver, module, data, *more)
         epoch = data.epoch_rows()
         self.module, self.batch = module, data.rows(epoch).__getitems__(list(range(len(epoch))))
         self.sizes = data.student_rows.lengths(np.unique(epoch))
@@ -107,7 +107,7 @@ def test_rows_without_labels_teach(
     more: tuple[str, ...], labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kept point is where the strategy's loss on one batch, of an epoch's rows, and the penalty balance."""
-    monkeypatch.setattr(solve, "solve", spied := Spied())
+    monkeypatch.setattr(runs, "solve", spied := Spied())
     plain = ("student.model.weighting=none", "student.solver.calibrate=false", "student.solver.tolerance=1e-5")
     facts = train(tmp_path / "run", *TAUGHT, *plain, *more)["solver"]
     module, batch = spied.module.double(), spied.batch
