@@ -41,3 +41,12 @@ def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["student accuracy"] == metrics["test/accuracy"]
     assert found["teacher accuracy"] == metrics["teacher/test_accuracy"]
     assert found["agreement"] == metrics["test/agreement"]
+
+
+def test_a_strategy_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(FOLDER / "own_strategy.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    short, trained = (cell.outputs[-1] for cell in notebook.cells if cell.cell_type == "code" and cell.outputs)
+    assert float(short["data"]["text/plain"]) > 0
+    assert {"train/label", "train/ranking", "val/accuracy"} <= set(ast.literal_eval(trained["data"]["text/plain"]))
