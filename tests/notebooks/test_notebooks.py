@@ -47,6 +47,7 @@ def test_a_strategy_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(FOLDER / "own_strategy.ipynb", as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    short, trained = (cell.outputs[-1] for cell in notebook.cells if cell.cell_type == "code" and cell.outputs)
+    outputs = [cell.outputs[-1] for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
+    short, trained = (each for each in outputs if "data" in each)
     assert float(short["data"]["text/plain"]) > 0
     assert {"train/label", "train/ranking", "val/accuracy"} <= set(ast.literal_eval(trained["data"]["text/plain"]))
