@@ -228,7 +228,7 @@ def test_code_of_a_hub_model_is_never_run(tmp_path: Path, answer: str, monkeypat
     shutil.copy(plain / "model.safetensors", known)
     for one, other in zip(HubClassifier(path=known).parameters(), HubClassifier(path=plain).parameters(), strict=True):
         assert torch.equal(one, other)
-    assert Transformer(path=known).width == 16
+    assert Transformer(path=known).signature.width == 16
     assert PretrainedTokenizer(path=known).encode(["fine"])[0].tolist() == [2, 5, 3]
     assert not list(tmp_path.rglob("ran")) and not [name for name in sys.modules if name.endswith(".evil")]
 

@@ -70,7 +70,7 @@ def plan_of(composition: Composition, with_teacher: bool = False) -> Plan:
     from kdresearch.commands.teachers import Teachers
 
     teacher = Teachers(composition, plan).plan()
-    if teacher is None and needed and not with_teacher:
+    if teacher is None and needed and not (with_teacher and options["teacher"] == "none"):
         raise UserError(
             f"strategy={options['strategy']} needs a teacher, and teacher={options['teacher']} names none: choose one "
             f"with teacher=NAME, or give {' or '.join(f'teacher.{source}=...' for source in SOURCES)}"
