@@ -17,6 +17,7 @@ class Diverged(UserError):
 def choices(offending: object, allowed: Iterable[object]) -> str:
     """Say which values are allowed, the nearest first: ``'bilstn' (did you mean 'bilstm'?); one of: ...``."""
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(offending), names, n=1)
+    alike = [name for name in names if name.lower() == str(offending).lower()]
+    near = alike or difflib.get_close_matches(str(offending), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{offending!r}{hint}; one of: {', '.join(names)}"

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
+from kdresearch.bench.bounds import check_bounds
 from kdresearch.bench.build import build_model, build_strategy, check_unlabelled, look_at_data
 from kdresearch.bench.context import Context, prepare_process
 from kdresearch.bench.data import describe_data, open_data, weigh_classes
@@ -28,7 +29,7 @@ from kdresearch.bench.schema import METRICS, PREDICTIONS, write_json, write_pred
 from kdresearch.bench.settings import resolve_settings
 from kdresearch.bench.solve import build_solver, solve
 from kdresearch.bench.start import check_start, start_student
-from kdresearch.bench.teacher import TeacherPackages, check_teacher, obtain_teacher, promise_teacher
+from kdresearch.bench.teacher import TeacherPackages, check_sources, check_teacher, obtain_teacher, promise_teacher
 from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import Diverged
@@ -69,8 +70,12 @@ def run(
         UserError: whatever cannot be; told before compute is spent where that can be known.
     """
     context = context or Context()
+    check_bounds(plan)
     prepare_process(plan)
     check_training(plan)
+    if plan.teacher is not None:
+        check_teacher(plan.teacher)
+        check_sources(plan.teacher)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(plan, folder, sys.argv[1:])
     if tuning is not None:
@@ -130,7 +135,6 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     signature: Signature | None = None
     reading = SAME
     if plan.teacher is not None:
-        check_teacher(plan.teacher)
         signature, reading = promise_teacher(plan, data.tokenizer, data.classes, context)
     student = build_model(plan, data)
     module = build_strategy(plan, student, data, None if signature is None else Promise(signature), reading)

@@ -61,6 +61,15 @@ def check_teacher(plan: TeacherPlan) -> None:
         _check_ensemble(plan)
 
 
+def check_sources(plan: TeacherPlan) -> None:
+    """Raise UserError for a folder that holds no classifier, or a name that cannot be one, before any data are read."""
+    for source in plan.members:
+        if isinstance(source, Folder):
+            package.located(source.path)
+        elif isinstance(source, HubModel):
+            hub_name(source.id)
+
+
 def _check_ensemble(plan: TeacherPlan) -> None:
     if plan.mode == "live" and len(plan.members) > 1:
         raise UserError("teacher.mode=live runs one teacher: an ensemble is recorded")

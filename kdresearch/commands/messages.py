@@ -57,6 +57,10 @@ def hydra_refusals(arguments: list[str]) -> Iterator[None]:
         raise UserError(_unknown_key(str(error), arguments) or str(error.__cause__ or error).splitlines()[0]) from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise UserError(f"{error}: a group takes the name of an option, e.g. student=bilstm") from error
 
 
 def _unknown_key(message: str, arguments: list[str]) -> str | None:
