@@ -20,9 +20,11 @@ def check_bounds(plan: Plan) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             bounds = f"from {least} to {most}" if most < _MOST_SEED or "seeds" in name else f"of at least {least}"
             raise UserError(f"{name}: a whole number {bounds}{', or null' if optional else ''}, not {value!r}")
-    for name, value in _positive_numbers(plan):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{name}: a number above 0, not {value!r}")
+    for name, value in _numbers(plan):
+        rate = name.endswith("learning_rate")  # 0 leaves a student where it starts
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and (value >= 0 if rate else value > 0)
+        if not fits:
+            raise UserError(f"{name}: a number {'of at least' if rate else 'above'} 0, not {value!r}")
     _check_length(plan)
 
 
@@ -48,7 +50,7 @@ def _whole_numbers(plan: Plan) -> Iterator[tuple[str, Any, int, int, bool]]:
         yield f"data.{name}", plan.data.carving.get(name), least, huge, True
 
 
-def _positive_numbers(plan: Plan) -> Iterator[tuple[str, Any]]:
+def _numbers(plan: Plan) -> Iterator[tuple[str, Any]]:
     yield "data.validation", plan.data.carving.get("validation", 0.1)
     if plan.data.transfer_share is not None:
         yield "data.transfer_share", plan.data.transfer_share

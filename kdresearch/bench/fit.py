@@ -43,8 +43,6 @@ def check_training(plan: Plan) -> None:
         raise UserError("trainer.precision=16-mixed needs a GPU: on a CPU use 32-true or bf16-mixed")
     if selection.mode not in ("min", "max"):
         raise UserError(f"selection.mode: {choices(selection.mode, ('min', 'max'))}")
-    if selection.stop_after is not None and selection.stop_after < 1:
-        raise UserError(f"selection.stop_after must be at least 1, not {selection.stop_after}")
     if selection.monitor not in monitors:
         raise UserError(f"selection.monitor: {choices(selection.monitor, monitors)}")
     if selection.mode != (best := monitors[selection.monitor]):
