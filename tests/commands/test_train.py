@@ -337,7 +337,7 @@ def test_live_and_recorded_train_the_same_student(tmp_path: Path) -> None:
         (["+scheduler.foo=1"], ["scheduler", "linear has no option 'foo'"]),
         (["+trainer.foo=1"], ["trainer", "foo"]),
         (["trainer.precision=48"], ["trainer", "48"]),
-        (["student.training.learning_rate=-1"], ["optimizer", "-1"]),
+        (["student.training.learning_rate=-1"], ["student.training.learning_rate", "-1"]),
         (["scheduler.warmup=-1"], ["scheduler.warmup", "-1"]),
         (["strategy=soft_label", "strategy.temperature=-1"], ["temperature", "-1"]),
         (["strategy=soft_label", "strategy.weights.soft_label=-1"], ["strategy.weights.soft_label", "-1"]),
