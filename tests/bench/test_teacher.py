@@ -595,7 +595,10 @@ def test_generations_teach(tmp_path: Path) -> None:
         (["strategy=assistant", "strategy.assistants=[['student=bilstn']]"], "did you mean 'bilstm'?"),
         (["strategy=soft_label", "teacher.folds=150"], "fold 149 of teacher.folds=150 holds none of the 200"),
         (["strategy=feature", "teacher.folds=2"], "needs pooled of the teacher, which provides only logits"),
-        (["strategy=supervised", "selection.stop_after=0"], "selection.stop_after: a whole number of at least 1, or null, not 0"),
+        (
+            ["strategy=supervised", "selection.stop_after=0"],
+            "selection.stop_after: a whole number of at least 1, or null, not 0",
+        ),
     ],
 )
 def test_a_run_is_refused_before_its_teacher_is_trained(
