@@ -46,7 +46,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """ "finished", "running" or "failed"."""
+        """Of run.json: running, finished, failed, interrupted or diverged."""
         return str(self.info["status"])
 
     @property
