@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.annealed import Annealed
-from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 from kdresearch.strategies.schedules import in_phases
 from kdresearch.structures import Batch, Model
 
@@ -21,7 +19,7 @@ LABELS = ("after", "throughout")
 _BEST = "annealed_best"  # of a checkpoint
 
 
-class AnnealedDistiller(Distiller):
+class AnnealedDistiller(NamedDistiller):
     """First weights.annealed · the teacher's scores at a falling temperature, then weights.label · CE(y, p_s).
 
     T falls from T_max to 1 in T_max steps of (nearly) as many updates each; it is logged as ``temperature``. The second
@@ -44,22 +42,18 @@ class AnnealedDistiller(Distiller):
         UserError: a bad setting, or a phase in which nothing is learned.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "annealed": Annealed}
+    composition: ClassVar[Composition] = {"label": Term(label, 1.0), "annealed": Term(Annealed, 1.0)}
 
     def __init__(
         self,
         student: Model,
         *,
-        loss: str = "mse",
-        max_temperature: int = 10,
         share: float = 0.7,
         labels: str = "after",
         label_learning_rate: float = 1.0,
         monitor: str | None = None,
         mode: str | None = None,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0, "annealed": 1.0},
-        **wiring: Any,
+        **settings: Any,
     ) -> None:
         if not 0 < share <= 1:
             raise UserError(f"strategy.share must lie in (0, 1], not {share}")
@@ -72,8 +66,7 @@ class AnnealedDistiller(Distiller):
         if share == 1 and label_learning_rate != 1:
             raise UserError("strategy.share=1 leaves no second phase for strategy.label_learning_rate")
         self.share, self.labels, self.label_learning_rate = share, labels, label_learning_rate
-        objectives = {"label": Label(label_smoothing), "annealed": Annealed(loss, max_temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
         self.monitor = self.task.monitor if monitor is None else monitor
         self.mode = self.task.monitors.get(self.monitor, "max") if mode is None else mode
         if "annealed" not in self.objectives:

@@ -11,16 +11,15 @@ from torch.optim import Optimizer
 
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.task import RunningScores
-from kdresearch.objectives.logits import Label
 from kdresearch.objectives.mutual import Mutual
-from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.manual import ends_accumulation, step_by_hand
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 from kdresearch.structures import LOGITS, Batch, Model, Outputs, as_batch, check_signed
 
 CONVENTIONS = ("house", "published")
 
 
-class MutualDistiller(Distiller):
+class MutualDistiller(NamedDistiller):
     """Each network k of K: weights.label · CE(y, p_k) + weights.mutual · 1/(K−1) Σ_l KL(p_l‖p_k) (eq. 3-8).
 
     The others' answers pass no gradient. The student is the one that is evaluated and kept; the peers are trained,
@@ -40,7 +39,7 @@ class MutualDistiller(Distiller):
         UserError: no peers, weights.mutual = 0, an unknown convention, or two networks that start as one.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "mutual": Mutual}
+    composition: ClassVar[Composition] = {"label": Term(label, 1.0), "mutual": Term(Mutual, 1.0)}
 
     def __init__(
         self,
@@ -48,15 +47,11 @@ class MutualDistiller(Distiller):
         *,
         peers: Sequence[Callable[..., Model] | nn.Module],
         convention: str = "house",
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0, "mutual": 1.0},
-        **wiring: Any,
+        **settings: Any,
     ) -> None:
         if convention not in CONVENTIONS:
             raise UserError(f"strategy.convention: {choices(convention, CONVENTIONS)}")
-        objectives = {"label": Label(label_smoothing), "mutual": Mutual(temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
         if not peers or "mutual" not in self.objectives:
             raise UserError("strategy.peers and strategy.weights.mutual: without them, use strategy=supervised")
         self.convention = convention

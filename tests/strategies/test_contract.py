@@ -269,7 +269,7 @@ def test_names_are_one_word_everywhere(option: str) -> None:
     for name in set(node) & set(defaults) - {"weights"}:
         assert defaults[name] in (node[name], None, inspect.Parameter.empty), name
     if "weights" in node and kind not in (CombinedDistiller, StagedDistiller):
-        assert node["weights"] == defaults["weights"] and set(kind.kinds) == set(node["weights"])
+        assert node["weights"] == defaults["weights"] and set(kind.composition) == set(node["weights"])
 
 
 def test_the_two_readings_are_as_the_table_thinks(bench: Bench) -> None:
