@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.columns import vetted
-from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded
+from kdresearch.data.columns import clean_columns
+from kdresearch.data.files import FORMATS, SUFFIXES, decode_file, read_columns
 from kdresearch.errors import UserError, choices
 from kdresearch.generation.generator import Preparation
 
@@ -54,10 +54,10 @@ class OwnTexts:
         where = f"generator.path: {self.path}"
         found: list[object]
         if self.format == LINES:
-            found = [line for line in decoded(where, self.path).splitlines() if line.strip()]
+            found = [line for line in decode_file(where, self.path).splitlines() if line.strip()]
         else:
-            (found,) = columns(where, self.path, self.format, [self.text], self.quoted)
-        self._texts = vetted(where, "texts", found).texts
+            (found,) = read_columns(where, self.path, self.format, [self.text], self.quoted)
+        self._texts = clean_columns(where, "texts", found).texts
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
         return self._texts[start : start + number]
