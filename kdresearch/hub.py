@@ -96,12 +96,12 @@ def reachable(endpoint: str, timeout: float = 3.0) -> bool:
 
     answered = threading.Event()
 
-    def ask() -> None:
+    def connect() -> None:
         with suppress(Exception):
             get_session().head(endpoint, timeout=timeout)
             answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout)
+    connection = threading.Thread(target=connect, daemon=True)
+    connection.start()
+    connection.join(timeout)
     return answered.is_set()

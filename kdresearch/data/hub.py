@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdresearch.data.columns import Texts, class_names, label_changes, numbered, refuse_twins, vetted
+from kdresearch.data.columns import Texts, class_names, clean_columns, label_changes, number_rows, refuse_twins
 from kdresearch.data.corpus import Row
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import reachable
@@ -67,8 +67,8 @@ class Hub:
             raise UserError(f"data.id: {id!r} is neither a folder that exists nor a dataset's id (owner/name)")
         if self.folder is not None and revision is not None:
             raise UserError(f"data.revision: {self.folder} is a folder, which has no revisions")
-        given = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
-        self.splits = {part: split for part, split in given.items() if split is not None}
+        splits = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+        self.splits = {part: split for part, split in splits.items() if split is not None}
         for part in ("train", "test"):
             if part not in self.splits:
                 raise UserError(f"data.{part}: a split is required")
@@ -78,8 +78,8 @@ class Hub:
 
     def key(self) -> dict[str, object]:
         """The classes and the digest of each part's rows: what they are, wherever they came from."""
-        parts, classes = self._content
-        return {"classes": list(classes), "rows": {part: _digest(content) for part, content in parts.items()}}
+        texts_by_part, classes = self._content
+        return {"classes": list(classes), "rows": {part: _digest(content) for part, content in texts_by_part.items()}}
 
     @property
     def label_changes(self) -> dict[str, int]:
@@ -93,33 +93,33 @@ class Hub:
 
     def rows(self) -> Iterator[Row]:
         """Every row, part by part, in the order of the splits."""
-        return numbered(self._content[0])
+        return number_rows(self._content[0])
 
     @cached_property
     def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
         from datasets import ClassLabel
 
         names, split = self._open()
-        parts, declared, where = {}, None, {}
+        texts_by_part, declared, origins = {}, None, {}
         for part, name in self.splits.items():
-            where[part] = f"data.{part}: split {name!r} of {self.id}"
+            origins[part] = f"data.{part}: split {name!r} of {self.id}"
             try:
                 rows = split(name)
             except (KeyError, ValueError) as error:
                 raise UserError(f"data.{part}: {self.id} has no split {choices(name, names)}") from error
-            wanted = [self.text] if part == "unlabelled" else [self.text, self.label]
-            for column in wanted:
+            column_names = [self.text] if part == "unlabelled" else [self.text, self.label]
+            for column in column_names:
                 if column not in rows.column_names:
-                    raise UserError(f"{where[part]} has no column {choices(column, rows.column_names)}")
-            table = rows.select_columns(wanted).with_format("arrow")[:]
-            columns = [table.column(column).to_pylist() for column in wanted]
+                    raise UserError(f"{origins[part]} has no column {choices(column, rows.column_names)}")
+            table = rows.select_columns(column_names).with_format("arrow")[:]
+            columns = [table.column(column).to_pylist() for column in column_names]
             if part != "unlabelled" and isinstance(feature := rows.features[self.label], ClassLabel):
-                # a number without a name is how a ClassLabel says that a label is withheld: -1
+                # a ClassLabel marks a withheld label by a number without a name, -1
                 name_of = dict(enumerate(feature.names))
                 columns[1] = [name_of.get(number) for number in columns[1]]
                 declared = feature.names if part == "train" else declared
-            parts[part] = vetted(where[part], part, *columns)
-        return parts, class_names(where, parts, declared)
+            texts_by_part[part] = clean_columns(origins[part], part, *columns)
+        return texts_by_part, class_names(origins, texts_by_part, declared)
 
     def _open(self) -> tuple[list[str], Callable[[str], Dataset]]:
         """The names of the splits, and how to get one."""
@@ -147,16 +147,16 @@ class Hub:
             try:
                 builder = datasets.load_dataset_builder(self.id, self.config, revision=self.revision)
             except ConnectionError as error:
-                why = "HF_HUB_OFFLINE is set" if forbidden else f"{datasets.config.HF_ENDPOINT} cannot be reached"
+                reason = "HF_HUB_OFFLINE is set" if forbidden else f"{datasets.config.HF_ENDPOINT} cannot be reached"
                 raise UserError(
-                    f"data.id: {self.id!r} is no folder here, it is not in the cache of datasets, and {why}: "
+                    f"data.id: {self.id!r} is no folder here, it is not in the cache of datasets, and {reason}: "
                     "give a folder that holds the dataset, or a network"
                 ) from error
-        # offline, datasets takes the newest copy that it has, whatever revision was asked for
+        # offline, datasets takes the newest copy in its cache, whatever the revision
         if offline and self.revision is not None and builder.hash != self.revision:
             raise UserError(
                 f"data.revision: the cache holds {self.id} at {builder.hash}, not at {self.revision!r}, "
-                "and the Hub cannot be asked"
+                "and the Hub cannot be reached"
             )
         return builder
 

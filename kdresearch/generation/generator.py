@@ -17,12 +17,11 @@ class Preparation:
     Args:
         texts: N texts, of training and unlabelled rows.
         labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
-        folder: None where ``preparation_key`` is. Else empty the first time; what a preparation (the training of a
-            language model) leaves in it when it is killed is there when it is called again, and when it is done
-            becomes an artifact, which a later call finds there, reads and does not change. It is not to be relied
-            upon after ``prepare``, since it moves.
+        folder: None where ``preparation_key`` is. Else empty the first time; what a killed preparation (the training
+            of a language model) leaves in it is there at the next call; that of a finished one becomes an artifact,
+            which a later call reads and does not change. It moves after ``prepare``.
         device: where models run.
-        say: told how far it is.
+        say: called with messages of progress.
     """
 
     texts: Sequence[str]
@@ -44,7 +43,7 @@ class Generator(Protocol):
         """The settings that the content of ``prepare``'s folder depends on; None where it leaves nothing there."""
         ...
 
-    def prepare(self, given: Preparation) -> None:
+    def prepare(self, preparation: Preparation) -> None:
         """Learn what is needed from the rows that may be learned from; called once, before ``generate``."""
         ...
 

@@ -20,17 +20,21 @@ def uniform_table(vocabulary: int, width: int, bound: float) -> nn.Embedding:
 
 
 @torch.no_grad()
-def copy_vectors(embedding: nn.Embedding, vectors: Tensor, known: Tensor) -> None:
+def copy_vectors(embedding: nn.Embedding, vectors: Tensor, has_vector: Tensor) -> None:
     """Copy pre-trained word vectors into a table [V, E], for the words that have one; padding stays zero.
 
-    vectors: [V, E] floats; rows that are not known are not read. known: [V] bool.
-    Raises UserError where the shapes do not fit the table or ``known`` is not bool.
+    Args:
+        vectors: [V, E] floats, read where ``has_vector`` [V] bool is true.
+
+    Raises:
+        UserError: shapes that do not fit the table, or ``has_vector`` is not bool.
     """
     table = embedding.weight
     if vectors.shape != table.shape:
         raise UserError(f"vectors of shape {list(vectors.shape)} do not fit an embedding of {list(table.shape)}")
-    if known.shape != table.shape[:1] or known.dtype != torch.bool:
-        raise UserError(f"known is {known.dtype} {list(known.shape)}; it must be torch.bool {list(table.shape[:1])}")
-    rows = known.clone()
+    if has_vector.shape != table.shape[:1] or has_vector.dtype != torch.bool:
+        mask = f"{has_vector.dtype} {list(has_vector.shape)}"
+        raise UserError(f"has_vector is {mask}; it must be torch.bool {list(table.shape[:1])}")
+    rows = has_vector.clone()
     rows[PADDING] = False
     table[rows.to(table.device)] = vectors[rows.to(vectors.device)].to(table)

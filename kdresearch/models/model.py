@@ -32,8 +32,8 @@ class TextModel(nn.Module):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Nothing: a model that counts its features before it is trained does it here."""
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from word vectors [V, E] where ``known`` [V] bool says.
+    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
+        """Start from word vectors [V, E] in the rows of ``has_vector`` [V] bool.
 
         Raises:
             UserError: the model has no table of them.

@@ -88,9 +88,9 @@ class TextCNN(TextModel):
             nn.init.uniform_(part.weight, -bound, bound)
             nn.init.zeros_(part.bias)
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
-        copy_vectors(self.embedding, vectors, known)
+    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
+        """Start from word vectors [V, E] in the rows of ``has_vector`` [V] bool; UserError on other shapes."""
+        copy_vectors(self.embedding, vectors, has_vector)
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         """Read B rows of T tokens, padded on the right.

@@ -187,8 +187,9 @@ def _check_tokens(between: str, student: Signature, teacher: Signature, reading:
     if reading.kind == "apart":
         raise UserError(
             f"{between}: compares tokens, and the two read different ones"
-            f"{reading.why and f' ({reading.why})'}: choose tokenizers with character offsets (word, pretrained), or "
-            "compare sentence vectors (strategy=feature strategy.level=sentence) or class scores (strategy=soft_label)"
+            f"{reading.reason and f' ({reading.reason})'}: choose tokenizers with character offsets (word, "
+            "pretrained), or compare sentence vectors (strategy=feature strategy.level=sentence) or class scores "
+            "(strategy=soft_label)"
         )
 
 

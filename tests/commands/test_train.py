@@ -267,7 +267,7 @@ def write_teacher(folder: Path, classes: tuple[str, ...], good: bool) -> Path:
     tokenizer.fit(corpus.texts(np.arange(240)))
     model = NgramLinear(tokenizer.size, 2)
     if good:
-        label = corpus.parts["train"].labels
+        label = corpus.parts_by_name["train"].labels
         ids, lengths = tokenizer.encode([text for chunk in corpus.texts(np.arange(240)) for text in chunk])
         for row, target in zip(np.split(ids, np.cumsum(lengths)[:-1]), label, strict=True):
             model.weight.weight.data[np.unique(row)] += 1.0 if target else -1.0
