@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdresearch.reporting.comparison import Comparison
-    from kdresearch.reporting.records import Found
+    from kdresearch.reporting.records import Records
 
 EXAMPLES = """examples:
   kdresearch report sweeps                        every run below sweeps, written to ./report
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     return report(arguments.folders, arguments.output, arguments.metric, arguments.against, not arguments.no_plots)
 
 
-def left_out(runs: Found) -> list[str]:
+def left_out(runs: Records) -> list[str]:
     """What the report does not count: how many runs of which kind, then each with its reason. Empty if none."""
     kinds = Counter(record.status for record in runs.unfinished)
     if runs.broken:

@@ -15,10 +15,11 @@ from kdresearch.reporting.table import markdown
 
 
 class Runs(Protocol):
-    """Something that knows the folders of its runs, like ``bench.distil.Distillation``."""
+    """Anything that has the folders of its runs, like ``bench.distil.Distillation``."""
 
     @property
-    def folders(self) -> Sequence[Path]: ...
+    def folders(self) -> Sequence[Path]:
+        """The run directories."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ def compare(runs: Iterable[Runs | str | Path], metric: str = "accuracy", against
     """Methods by student and strategy, seeds as replicates, each difference with its interval.
 
     Args:
-        runs: what ``distil`` gives, run directories, or any folders above them.
+        runs: results of ``distil``, run directories, or any folders above them.
         metric: accuracy, macro_f1, nll, brier or ece, on the test rows.
-        against: the strategy of the same student that differences are to.
+        against: the strategy of the same student that every difference is measured against.
 
     Raises:
         UserError: no finished run, an unknown metric or strategy.
     """
-    folders = [folder for each in runs for folder in _folders(each)]
+    folders = [folder for source in runs for folder in _folders(source)]
     records = find(folders)
     if not records.finished:
         raise UserError(f"no finished run to compare in {', '.join(map(str, folders))}")

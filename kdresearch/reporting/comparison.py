@@ -31,7 +31,7 @@ class Comparison:
     rows: tuple[Row, ...]
     facts: Mapping[str, str]  # runs, seeds, rows, versions, hardware, for the header
     footnotes: tuple[str, ...]
-    against: str = ALONE  # the strategy that differences are to
+    against: str = ALONE  # the strategy that differences are measured against
     imbalanced: bool = False  # whether one class holds so many test rows that accuracy alone misleads
 
 
@@ -39,7 +39,7 @@ def compare(records: Sequence[Record], metric: str = "accuracy", against: str = 
     """One Comparison per data fingerprint and set of test rows among finished runs, by name.
 
     Args:
-        against: the strategy of the same student that every difference is to; the default is the student alone.
+        against: the strategy of the same student that differences are measured against; by default the student alone.
 
     Raises UserError for an unknown metric, and for a strategy that no run has.
     """
@@ -77,7 +77,7 @@ def _comparison(records: Sequence[Record], metric: str, against: str, title: str
     students, borrowed = with_agreement(students, list(teachers.values()))
     if borrowed and len(teachers) > 1:
         first = next(iter(teachers.values()))
-        footnotes.append(f"Students without a teacher are held against {first.student}, which most runs had.")
+        footnotes.append(f"Agreement of students without a teacher is with {first.student}, the teacher of most runs.")
     students, pairs = with_differences(students, metric, against)
     students = with_gaps(students, teachers, metric)
     rows = _ordered(students, teachers.values())
@@ -113,13 +113,13 @@ def _ordered(students: Iterable[Row], teachers: Iterable[Row]) -> tuple[Row, ...
     rank = {"floor": 0, "teacher": 1}
     size = {row.student: row.parameters or 0 for row in sorted(students, key=lambda row: -(row.parameters or 0))}
 
-    def key(row: Row) -> tuple[Any, ...]:
+    def _rank(row: Row) -> tuple[Any, ...]:
         at = rank.get(row.kind, 2)
         family = (size.get(row.student, 0), row.student) if at == 2 else ()
         kind = (str(row.cell["strategy"]), str(row.cell.get("transfer"))) if row.kind == "distilled" else ()
         return at, family, row.kind == "distilled", kind, natural(row.method)
 
-    return tuple(sorted([*students, *teachers], key=key))
+    return tuple(sorted([*students, *teachers], key=_rank))
 
 
 def _title(record: Record) -> str:

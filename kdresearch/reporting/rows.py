@@ -37,7 +37,7 @@ class Row:
     mean: float
     sd: float | None  # None for one replicate
     runs: tuple[Record, ...] = ()  # empty for a teacher
-    change: float | None = None  # mean − mean of the same student alone, or by the strategy it is held against
+    change: float | None = None  # mean − mean of the same student alone, or by the strategy it is compared with
     difference: Interval | None = None  # the same with its 95 % interval; accuracy only
     p: float | None = None  # paired permutation, after Holm; accuracy only
     gap: float | None = None  # (S_kd − S)/(T − S)
@@ -52,7 +52,7 @@ class Row:
     latency_p50: float | None = None  # ms
     latency_p95: float | None = None  # ms
     updates: tuple[int, int] | None = None  # fewest and most over the seeds
-    unlike: tuple[str, ...] = ()  # in what, besides the teacher, it differs from the control that it is held against
+    unlike: tuple[str, ...] = ()  # in what, besides the teacher, it differs from its control
     teacher_accuracy: float | None = None  # of its own teacher on the test rows, a mean over the runs
 
     @property
@@ -73,10 +73,12 @@ class Row:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The settings of the first run; empty for a teacher."""
         return self.runs[0].settings if self.runs else {}
 
     @property
     def cell(self) -> dict[str, Any]:
+        """The options of the first run; empty for a teacher."""
         return self.runs[0].cell if self.runs else {}
 
     @cached_property
@@ -106,7 +108,7 @@ def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) 
     updates = [int(run.info["updates"]) for run in runs if run.info.get("updates") is not None]
     test = runs[0].predictions
     row = _row(method, kind, cell["student"], variant, test.label, [run.predictions.student for run in runs], metric)
-    taught = [run.predictions.teacher for run in runs]
+    teacher_logits = [run.predictions.teacher for run in runs]
     return replace(
         row,
         runs=tuple(runs),
@@ -117,7 +119,7 @@ def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) 
         latency_p95=_mean(run.metric("latency/p95_ms") for run in runs),
         updates=(min(updates), max(updates)) if updates else None,
         teacher_accuracy=_mean(
-            float((each.argmax(axis=1) == test.label).mean()) for each in taught if each is not None
+            float((logits.argmax(axis=1) == test.label).mean()) for logits in teacher_logits if logits is not None
         ),
     )
 
@@ -126,7 +128,7 @@ def teacher_rows(records: Iterable[Record], names: Mapping[str, str], metric: st
     """One row per teacher, by its key, the one of most runs first; its fingerprints are its replicates.
 
     Args:
-        names: what each is called, by its key.
+        names: the name of every teacher, by its key.
     """
     sources: dict[str, dict[str, Record]] = defaultdict(dict)
     runs: Counter[str] = Counter()
@@ -191,7 +193,7 @@ def with_agreement(students: Sequence[Row], teachers: Sequence[Row]) -> tuple[li
     Test rows stand in the order of their ids everywhere, so a sibling run's teacher joins by position.
 
     Returns:
-        The rows, and whether any was held against a teacher that is not its own.
+        The rows, and whether any was compared with a teacher that is not its own.
     """
     rows, borrowed = [], False
     for row in students:

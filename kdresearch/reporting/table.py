@@ -86,7 +86,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def markdown(comparisons: Sequence[Comparison], notes: Sequence[str] = ()) -> str:
     """Every comparison as a section with a pipe table, aligned so that it reads as plain text too."""
-    parts = []
+    sections = []
     for comparison in comparisons:
         headings, rows = cells(comparison)
         numeric = [column.numeric for column in columns(comparison)]
@@ -96,11 +96,11 @@ def markdown(comparisons: Sequence[Comparison], notes: Sequence[str] = ()) -> st
         rule = (
             "| " + " | ".join("-" * (w - 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True)) + " |"
         )
-        parts.append(f"## {comparison.title}\n\n" + "\n".join([lines[0], rule, *lines[1:]]))
-        parts += [text for text in (caption(comparison), _bullets(comparison.footnotes)) if text]
+        sections.append(f"## {comparison.title}\n\n" + "\n".join([lines[0], rule, *lines[1:]]))
+        sections += [text for text in (caption(comparison), _bullets(comparison.footnotes)) if text]
     if notes:
-        parts.append("## Left out\n\n" + _bullets(notes))
-    return "\n\n".join(parts) + "\n"
+        sections.append("## Left out\n\n" + _bullets(notes))
+    return "\n\n".join(sections) + "\n"
 
 
 def comma_separated(comparisons: Sequence[Comparison]) -> str:
@@ -147,12 +147,12 @@ def comma_separated(comparisons: Sequence[Comparison]) -> str:
 
 def latex(comparisons: Sequence[Comparison]) -> str:
     """A table environment per comparison (packages booktabs, graphicx, threeparttable)."""
-    parts = ["% needs \\usepackage{booktabs,graphicx,threeparttable}"]
+    tables = ["% needs \\usepackage{booktabs,graphicx,threeparttable}"]
     for comparison in comparisons:
         headings, rows = cells(comparison)
         align = "".join("r" if column.numeric else "l" for column in columns(comparison))
         notes = "".join(f"\\item {_tex(note)}\n" for note in comparison.footnotes)
-        parts.append(
+        tables.append(
             "\\begin{table}\n\\centering\n\\begin{threeparttable}\n"
             f"\\caption{{{_tex(comparison.title)}. {_tex(caption(comparison))}}}\n"
             f"\\label{{tab:{comparison.slug}}}\n"
@@ -163,7 +163,7 @@ def latex(comparisons: Sequence[Comparison]) -> str:
             + (f"\\begin{{tablenotes}}\\footnotesize\n{notes}\\end{{tablenotes}}\n" if notes else "")
             + "\\end{threeparttable}\n\\end{table}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(tables) + "\n"
 
 
 def terminal(comparison: Comparison) -> Table:
