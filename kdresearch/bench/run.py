@@ -34,6 +34,7 @@ from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import Diverged
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
+from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Outputs, Signature, Teacher
@@ -81,11 +82,12 @@ def run(
     if tuning is not None:
         record.facts["tuning"] = tuning
     try:
-        _run(plan, record, context, make_loggers)
+        ran = _run(plan, record, context, make_loggers)
     except BaseException as error:
         record.write(status=status_of(error))
         raise
-    record.write(status="finished")
+    if ran:
+        record.write(status="finished")
     return record
 
 
@@ -96,12 +98,17 @@ def status_of(error: BaseException) -> str:
     return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
 
-def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> None:
+def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> bool:
+    """Go through the phases; False where the folder has the finished record of this very run."""
     phases = record.phases
     with phases("data"):
+        settings = resolve_settings(plan, context)
+        if record.adopt(settings, context.say):
+            context.say(f"{summary(record, CLASSIFICATION.headline)}: already finished (resume=false does it again)")
+            return False
         data = prepare_data(plan, record, context)
     checked = check_signatures(plan, data, context)
-    record.identify(resolve_settings(plan, context))
+    record.identify(settings)
     with phases("generate", plan.samples is not None):
         make_pseudo_samples(plan, data, record, context)
     with phases("teacher", plan.teacher is not None):
@@ -116,6 +123,7 @@ def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers
     with phases("evaluate"):
         scores = evaluate(plan, module, data, knowledge)
         write_results(plan, module, data, scores, record, context)
+    return True
 
 
 def prepare_data(plan: Plan, record: Record, context: Context) -> TextDataModule:
@@ -238,18 +246,18 @@ def train(
 ) -> Fitted:
     """Fit the student, or solve it, with its curves in metrics.csv and wherever else."""
     resumed = None if checked.solver is not None else record.checkpoint_to_resume()
-    record.loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
+    record.loggers = [CurveLogger(record.draft, resumed), *make_loggers(record)]
     record.write(status="running")
     if checked.solver is not None:
         return solve(plan, checked.solver, module, data, record, context)
-    return fit(plan, module, data, record.folder, record.loggers, resumed, context)
+    return fit(plan, module, data, record.draft, record.loggers, resumed, context)
 
 
 def write_results(
     plan: Plan, module: Distiller, data: TextDataModule, scores: Scores, record: Record, context: Context
 ) -> None:
     """Predictions, the student's package, metrics."""
-    folder, facts = record.folder, record.facts
+    folder, facts = record.draft, record.facts
     write_predictions(folder / PREDICTIONS, scores.predictions)
     if facts["teacher"] is not None and module.teacher is not None:
         _compare_teacher(record, scores.metrics, module.task.headline, context)
@@ -269,7 +277,7 @@ def write_results(
     record.metrics = scores.metrics | measure_cost(plan, student, data)
     write_json(folder / METRICS, record.metrics)
     record.log_metrics()
-    context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {folder}")
+    context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {record.folder}")
 
 
 def summary(record: Record, headline: str) -> str:

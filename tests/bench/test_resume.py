@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from kdresearch.bench.contents import damage
 from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
@@ -25,6 +26,7 @@ RUN = (
 # It dies in the middle of the third epoch, before the update of its fourth batch.
 KILLED = """
 import os, signal, sys
+from kdresearch.bench.contents import damage
 from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
@@ -127,13 +129,105 @@ def test_a_killed_procedure_ends_as_if_it_had_not_been(
     assert facts[0]["updates"] == facts[1]["updates"] == 28
 
 
-def test_a_finished_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of a run that is finished in ``run``."""
     monkeypatch.setattr(sys, "argv", ["kdresearch"])
     given = ["train", *RUN, "student.training.epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
     assert main(given) == 0
-    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    return given
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of every file but Hydra's, which writes the configuration anew."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_finished_run_is_not_run_again(finished: list[str], tmp_path: Path, capsys) -> None:
+    before = contents(tmp_path / "run")
     capsys.readouterr()
-    assert main(given) == 0
+    assert main(finished) == 0
+    said = capsys.readouterr().err
+    accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())["test/accuracy"]
+    assert "already finished" in said and f"{accuracy:.4f}" in said and "resume=false" in said
+    assert "training:" not in said
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_is_done_again_where_that_is_said(finished: list[str], tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    before, names = contents(folder), sorted(path.name for path in folder.iterdir())
+    capsys.readouterr()
+    assert main([*finished, "resume=false"]) == 0
     assert "going on from" not in capsys.readouterr().err
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
-    assert [row["epoch"] for row in curves(tmp_path / "run") if "val/nll" in row and "epoch" in row] == ["0"]
+    after = contents(folder)
+    assert after["metrics.json"][0] == before["metrics.json"][0]
+    assert after["metrics.json"][1] > before["metrics.json"][1]
+    assert sorted(path.name for path in folder.iterdir()) == names  # nothing of the draft is left
+    assert [row["epoch"] for row in curves(folder) if "val/nll" in row and "epoch" in row] == ["0"]
+
+
+@pytest.mark.parametrize("extra", [["resume=false"], ["seed=9"]], ids=["same", "other"])
+def test_the_earlier_record_is_there_until_the_new_one_is(
+    finished: list[str], extra: list[str], tmp_path: Path
+) -> None:
+    """Killed in its third epoch, a run that takes a finished one's place leaves that one as it was."""
+    before = contents(tmp_path / "run")
+    given = [*finished, "student.training.epochs=4", *extra]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *given], capture_output=True, timeout=120, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    after = contents(tmp_path / "run")
+    assert {name: after.get(name) for name in before} == before
+    # the same command goes on with the new one, which then takes the place
+    again = [part for part in given if part != "resume=false"]
+    assert main(again) == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["status"] == "finished" and facts["updates"] == 28
+    assert not (tmp_path / "run" / ".next").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet", "student/model.safetensors"])
+def test_a_record_that_is_not_whole_is_done_again(name: str, finished: list[str], tmp_path: Path, capsys) -> None:
+    file = tmp_path / "run" / name
+    good = file.read_bytes()
+    file.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+    capsys.readouterr()
+    assert main(finished) == 0
+    said = capsys.readouterr().err
+    assert "already finished" not in said and name.split("/")[-1] in said
+    assert main(finished) == 0
+    assert "already finished" in capsys.readouterr().err
+
+
+def test_a_draft_is_put_in_place_though_it_was_killed_there(finished: list[str], tmp_path: Path, monkeypatch) -> None:
+    """However many of its files were there already."""
+    folder = tmp_path / "run"
+    replace, moves = Path.replace, []
+
+    class Killed(BaseException):
+        pass
+
+    for number in range(1, 9):
+
+        def move(path: Path, target: Path, number: int = number) -> Path:
+            moves.append(path)
+            if len(moves) == number:
+                raise Killed
+            return replace(path, target)
+
+        moves.clear()
+        monkeypatch.setattr(Path, "replace", move)
+        try:
+            main([*finished, f"seed={number}", "student.training.epochs=1"])
+        except Killed:
+            monkeypatch.setattr(Path, "replace", replace)
+            record = json.loads((folder / ".next" / "run.json").read_text())
+            assert record["status"] == "finished"
+            assert main([*finished, f"seed={number}"]) == 0
+        else:
+            break
+        assert json.loads((folder / "run.json").read_text())["seed"] == number
+        assert damage(folder, json.loads((folder / "run.json").read_text())) is None
+        assert (folder / "checkpoints" / "best.ckpt").exists() and not (folder / ".next").exists()
+    assert number == 7  # there were six files and folders to move
