@@ -33,7 +33,8 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> F
     Raises ValueError without data sets, with a data set that has no run, and on NaN.
     """
     pooled = np.concatenate(_runs(scores))
-    return (pooled[:, None] > np.asarray(thresholds, dtype=np.float64)).mean(0)
+    shares: Floats = (pooled[:, None] > np.asarray(thresholds, dtype=np.float64)).mean(0)
+    return shares
 
 
 def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> float:

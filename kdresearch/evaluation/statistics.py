@@ -184,7 +184,7 @@ def paired_permutation(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, s
     rng, extreme, step = np.random.default_rng(seed), 0, max(1, _CHUNK // len(sizes))
     for start in range(0, resamples, step):
         signs = rng.binomial(counts, 0.5, size=(min(step, resamples - start), len(counts)))
-        extreme += np.count_nonzero(np.abs((2 * signs - counts) @ sizes) >= observed)
+        extreme += int(np.count_nonzero(np.abs((2 * signs - counts) @ sizes) >= observed))
     return (extreme + 1) / (resamples + 1)
 
 
@@ -252,7 +252,7 @@ def _interaction(scores: Floats) -> float:
     if seeds == 1 or items == 1:
         return 0.0
     rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
-    return float((rest**2).sum()) / ((seeds - 1) * (items - 1))
+    return float((rest**2).sum() / ((seeds - 1) * (items - 1)))
 
 
 def _resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
