@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a student, alone or from a teacher; -m sweeps",
     "tune": "tune control and method alike on validation rows, then train and compare both",
     "report": "compare runs: table, plots, page",
+    "compare": "compare systems item by item: our runs, or anybody's scores",
     "predict": "classify texts with a trained student",
     "generate": "make pseudo-samples and see what a teacher says of them",
     "store": "list, verify and remove what is kept (corpora, encodings, teachers, their outputs)",

@@ -92,7 +92,7 @@ def report(
         warnings.print(note, markup=False, highlight=False, soft_wrap=True)
     if not runs.finished:
         raise UserError(f"no finished run to report on: {notes[0]}")
-    comparisons = compare(runs.finished, metric, against)
+    comparisons = compare(runs.finished, metric, against, runs.unfinished)
     text = table.markdown(comparisons, notes)
 
     pictures = {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdresearch.bench.identity import comparable, differences
-from kdresearch.evaluation.statistics import gap_closed, holm, paired_permutation, two_way_bootstrap
+from kdresearch.evaluation.statistics import gap_closed, holm, paired_permutation, two_way_bootstrap, two_way_test
 from kdresearch.reporting.names import ALONE, short, teacher_key, text
 from kdresearch.reporting.rows import Row
 
@@ -70,9 +70,11 @@ def with_differences(rows: Sequence[Row], metric: str, against: str) -> tuple[li
             continue
         partner, unlike = match
         difference = None
-        if metric == "accuracy":
-            difference = two_way_bootstrap(row.correct, partner.correct)
-            p_values[row.method] = paired_permutation(row.correct, partner.correct)
+        scores, partners = row.item_scores(metric), partner.item_scores(metric)
+        if scores is not None and partners is not None:
+            difference = two_way_bootstrap(scores, partners)
+            single = len(scores) == len(partners) == 1
+            p_values[row.method] = (paired_permutation if single else two_way_test)(scores, partners)
         change = row.mean - partner.mean
         result.append(replace(row, change=change, difference=difference, unlike=tuple(_in_words(unlike))))
         pairs.append((result[-1], partner))

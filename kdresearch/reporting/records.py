@@ -50,6 +50,11 @@ class Record:
         return str(self.info["status"])
 
     @property
+    def outcome(self) -> str:
+        """What is said of a run without results: diverged, failed, or unfinished (interrupted, or still running)."""
+        return "unfinished" if self.status in ("running", "interrupted") else self.status
+
+    @property
     def cell(self) -> dict[str, Any]:
         """What the options of the run are called."""
         return dict(self.info["cell"])

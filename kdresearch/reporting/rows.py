@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.evaluation.statistics import Interval, mean_sd, two_way_bootstrap
@@ -38,8 +39,8 @@ class Row:
     sd: float | None  # None for one replicate
     runs: tuple[Record, ...] = ()  # empty for a teacher
     change: float | None = None  # mean − mean of the same student alone, or by the strategy it is compared with
-    difference: Interval | None = None  # the same with its 95 % interval; accuracy only
-    p: float | None = None  # paired permutation, after Holm; accuracy only
+    difference: Interval | None = None  # the same with its 95 % interval, of metrics that are means over rows
+    p: float | None = None  # of no difference, after Holm
     gap: float | None = None  # (S_kd − S)/(T − S)
     agreement: float | None = None  # share of rows with the teacher's top class
     nll: float | None = None
@@ -53,6 +54,7 @@ class Row:
     latency_p95: float | None = None  # ms
     updates: tuple[int, int] | None = None  # fewest and most over the seeds
     unlike: tuple[str, ...] = ()  # in what, besides the teacher, it differs from its control
+    failures: Mapping[str, int] = field(default_factory=dict)  # further runs by how they ended: diverged, failed, ...
     teacher_accuracy: float | None = None  # of its own teacher on the test rows, a mean over the runs
 
     @property
@@ -88,6 +90,21 @@ class Row:
         right: NDArray[np.bool_] = predicted == self.label
         return right
 
+    def item_scores(self, metric: str) -> Floats | None:
+        """[S, N]: what each replicate gets for each row, where the metric is a mean over rows (accuracy, nll, brier);
+        else, and where a row's is infinite, None."""
+        if metric == "accuracy":
+            return self.correct.astype(np.float64)
+        if metric not in ("nll", "brier"):
+            return None
+        log_probabilities = np.stack([log_softmax(logits, axis=1) for logits in self.logits])
+        if metric == "nll":
+            losses: Floats = -log_probabilities[:, np.arange(len(self.label)), self.label]
+            return losses if np.isfinite(losses).all() else None
+        target = np.eye(log_probabilities.shape[2])[self.label]
+        squares: Floats = ((np.exp(log_probabilities) - target) ** 2).sum(2)
+        return squares
+
     @property
     def accuracy(self) -> float:
         """The mean over replicates."""
@@ -99,6 +116,11 @@ class Row:
             return None
         interval = two_way_bootstrap(self.correct, np.zeros_like(self.correct))  # the difference to none right
         return interval.low, interval.high
+
+
+def counted(failures: Mapping[str, int]) -> str:
+    """``1 diverged, 2 failed``."""
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(failures.items()))
 
 
 def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) -> Row:
