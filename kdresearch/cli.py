@@ -11,6 +11,7 @@ from kdresearch import __version__
 COMMANDS = {
     "train": "train a student, alone or from a teacher; -m sweeps",
     "tune": "tune control and method alike on validation rows, then train and compare both",
+    "sweep": "how far the cells of a sweep have come",
     "report": "compare runs: table, plots, page",
     "compare": "compare systems item by item: our runs, or anybody's scores",
     "predict": "classify texts with a trained student",
