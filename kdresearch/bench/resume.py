@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class RandomState(Callback):
@@ -30,22 +29,6 @@ class RandomState(Callback):
             if "cuda" in self._restored and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
             self._restored = None
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """What a killed run goes on from: the end of each validated epoch and, if asked, every so many updates.
-
-    One that falls on the last update of an epoch waits for the epoch's end: a run that goes on from before it would
-    leave the validation out.
-    """
-
-    def __init__(self, *, every_n_train_steps: int | None = None, **settings: Any) -> None:
-        super().__init__(filename="last", every_n_train_steps=every_n_train_steps, **settings)
-        self._every_n_epochs = 1  # Lightning would have one of the two only
-
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
-        if not (trainer.is_last_batch or trainer.should_stop):
-            super().on_train_batch_end(trainer, *arguments, **named)
 
 
 class StopAfter(Callback):
