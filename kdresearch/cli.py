@@ -29,7 +29,7 @@ examples:
   kdresearch train student=textcnn strategy=soft_label seed=1
   kdresearch train -m student=bilstm strategy=supervised,soft_label seed=1,2,3
   kdresearch report sweeps
-  kdresearch predict sweeps/2026-01-01/12-00-00/0 "a fine film"
+  kdresearch predict runs/2026-01-01/12-00-00 "a fine film"
 
 kdresearch COMMAND --help tells more of each. What is costly is kept in KDRESEARCH_HOME (else the platform's cache).
 """

@@ -43,5 +43,21 @@ def hold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process has a run's folder; one that died on this host has not, of another host nothing is known."""
+    holder = read_json(folder / _HOLDER)
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(holder["process"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")

@@ -83,7 +83,7 @@ def run(
         check_teacher(plan.teacher)
         check_sources(plan.teacher)
     with interruptible() as outermost, hold(folder), full_disk_refused(folder):
-        record = Record(plan, folder, sys.argv[1:])
+        record = Record(plan, folder, list(plan.overrides) or sys.argv[1:])  # a launcher's worker has its own argv
         if tuning is not None:
             record.facts["tuning"] = tuning
         try:
@@ -98,6 +98,7 @@ def run(
 
 def _leave(record: Record, error: BaseException, context: Context) -> None:
     """Say what remains of a run that ended by this, in its record and, where a signal ended it, in a line."""
+    record.facts["reason"] = (str(error).splitlines() or [type(error).__name__])[0]
     with suppress(OSError):  # on a full disk the record stays as it was
         record.write(status=status_of(error))
     if isinstance(error, Interrupted):

@@ -61,9 +61,9 @@ def cell_name(config: Mapping[str, Any], values: Sequence[str]) -> str:
         config: the resolved configuration; what cannot change a result (loggers, threads, names) does not count.
         values: the overrides that were swept over, e.g. ``seed=1``.
     """
-    words = [re.sub(r"^.*\.", "", value.partition("=")[0]) + "=" + value.partition("=")[2] for value in values]
-    readable = "-".join(word.removeprefix("student=").removeprefix("strategy=") for word in words)
-    readable = re.sub(r"[^\w=.]+", "_", readable).strip("_.")[:_LONGEST].strip("_.")
+    words = [re.split(r"[./]", key)[-1] + f"_{value}" for key, _, value in (word.partition("=") for word in values)]
+    words = [re.sub(r"^(student|strategy)_", "", word) for word in words]
+    readable = re.sub(r"[^\w.-]+", "_", "-".join(words))[:_LONGEST].strip("_.-")
     settings = {name: config.get(name) for name in identity.SECTIONS}
     settings["source"] = (config.get("data") or {}).get("source")  # where the rows are: another file, another cell
     resolved = identity.settings(settings, content=digest(identity.normalised(settings["source"])), teacher=None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   kdresearch report sweeps                        every run below sweeps, written to ./report
-  kdresearch report sweeps/2026-01-31 -o paper    one sweep, written to ./paper
+  kdresearch report sweeps/temperature -o paper   one sweep, written to ./paper
   kdresearch report sweeps --metric macro_f1      another metric on the table's main column
   kdresearch report sweeps --against soft_label   differences to the same student by another strategy
   kdresearch report floor/ sweep/ --no-plots      several folders, tables only

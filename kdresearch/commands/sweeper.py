@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RETRY, ON_FAILURE = ("failed",), ("go", "stop")
 
 
-class CellSweeper(BasicSweeper):  # type: ignore[misc]
+class CellSweeper(BasicSweeper):
     """Every combination of the values; see conf/hydra/sweeper/cells.yaml.
 
     Args:
@@ -44,6 +44,7 @@ class CellSweeper(BasicSweeper):  # type: ignore[misc]
         from kdresearch.commands.console import say
         from kdresearch.commands.sweep import describe, show_end
 
+        assert self.config is not None
         folder = Path(str(self.config.hydra.sweep.dir))
         retry, on_failure = self.config.get("retry"), self.config.get("on_failure")
         if retry is not None and retry not in RETRY:
@@ -70,6 +71,7 @@ class CellSweeper(BasicSweeper):  # type: ignore[misc]
         from kdresearch.bench.sweep import Cell, cell_name
         from kdresearch.commands.compose import Composition
 
+        assert self.hydra_context is not None and self.config is not None
         loader = self.hydra_context.config_loader
         words = self._parse_config() + list(arguments)
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -91,6 +93,7 @@ class CellSweeper(BasicSweeper):  # type: ignore[misc]
         """Hand cells to the launcher; one that fails leaves its reason in its folder."""
         from kdresearch.bench.sweep import DIVERGED, FAILED, state_of
 
+        assert self.launcher is not None
         size = self.max_batch_size or (1 if stop else len(cells) or 1)
         results: list[Any] = []
         for start in range(0, len(cells), size):

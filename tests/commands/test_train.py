@@ -59,6 +59,11 @@ def sweep(folder: Path, *overrides: str) -> int:
     return main(["train", "-m", *BASE, *STUDENT, *overrides, f"hydra.sweep.dir={folder}"])
 
 
+def cells(folder: Path) -> list[Path]:
+    """The folders of a sweep's cells, in the order of the command."""
+    return [folder / cell["name"] for cell in read(folder, "sweep.json")["cells"]]
+
+
 def read(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
@@ -227,7 +232,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytes
 
 def test_a_sweep_pays_for_its_teacher_once_and_keeps_no_model(tmp_path: Path) -> None:
     assert sweep(tmp_path, *TEACHER, "strategy=supervised,soft_label", "seed=1,2") == 0
-    jobs = [read(tmp_path / str(number), "run.json") for number in range(4)]
+    jobs = [read(folder, "run.json") for folder in cells(tmp_path)]
     assert [(job["cell"]["strategy"], job["seed"]) for job in jobs] == [
         ("supervised", 1), ("supervised", 2), ("soft_label", 1), ("soft_label", 2)
     ]  # fmt: skip
@@ -401,12 +406,13 @@ def test_the_command_itself_refuses_before_the_teacher_is_trained(tmp_path: Path
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path, "student.model.pooling=max,sum,mean") == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("kdresearch train: ") and "pooling" in told[-1] and "sum" in told[-1]
-    assert "pooling=sum" in told[-2]  # which job it was
-    assert [line for line in told if "job 1 failed: " in line]
-    states = [read(tmp_path / str(number), "run.json")["status"] for number in range(3)]
-    assert states == ["finished", "failed", "finished"]
-    assert [(tmp_path / str(number) / "metrics.json").exists() for number in range(3)] == [True, False, True]
+    assert told[-1].startswith("kdresearch train: 2 done, 1 failed of 3 cells")
+    assert "pooling_sum" in told[-2] and "pooling is 'sum'" in told[-2]  # which job it was, and why
+    assert [line for line in told if "pooling_sum" in line and " failed: " in line]
+    facts = [read(folder, "run.json") for folder in cells(tmp_path)]
+    assert [each["status"] for each in facts] == ["finished", "failed", "finished"]
+    assert "pooling" in facts[1]["reason"]
+    assert [(folder / "metrics.json").exists() for folder in cells(tmp_path)] == [True, False, True]
 
 
 def test_a_run_without_a_good_outcome_leaves_no_old_one(tmp_path: Path) -> None:
