@@ -199,7 +199,7 @@ def _delimited(
 
 
 def _json_lines(origin: str, content: str, names: Sequence[str]) -> tuple[list[object], ...]:
-    # Not pyarrow: its reader takes strings that look like dates for timestamps, and says no line of an error.
+    # Not pyarrow: its reader takes strings that look like dates for timestamps, and names no line in an error.
     present: dict[str, None] = {}
     columns: tuple[list[object], ...] = tuple([] for _ in names)
     for number, line in enumerate(content.split("\n"), 1):
