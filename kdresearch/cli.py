@@ -57,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as stopped:
+        if not isinstance(stopped.code, int):
+            raise
+        return stopped.code
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing more can be written to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__
 from kdresearch.bench import identity
-from kdresearch.bench.contents import CURVES, ENDS, FINISHED, damage, file_sums, place_of_record, settle
+from kdresearch.bench.checkpoints import checkpoint_to_resume
+from kdresearch.bench.contents import CHECKPOINTS, CURVES, ENDS, FINISHED, damage, file_sums, place_of_record, settle
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.schema import METRICS, PREDICTIONS, RUN, SCHEMA, read_json, write_json
 from kdresearch.bench.surroundings import git, hardware, versions
 
-LAST = Path("checkpoints") / "last.ckpt"
 _KINDS = ("data", "student", "strategy", "teacher", "generator", "transfer")
 
 
@@ -131,10 +131,9 @@ class Record:
         name = "/".join(str(self.cell[kind]) for kind in _KINDS if self.cell.get(kind) not in (None, "none"))
         return f"{name[:107]}~{str(self.facts['method'])[:12]}"
 
-    def checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that the run goes on from, if it does."""
-        last = self.draft / LAST
-        return last if self._resumable and last.exists() else None
+    def checkpoint_to_resume(self, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint that the run goes on from, if it does; ``say`` is told of those that are damaged."""
+        return checkpoint_to_resume(self.draft / CHECKPOINTS, say) if self._resumable else None
 
     def log_metrics(self) -> None:
         """Put the scores of the finished run after its curves, whose last validation has its own."""

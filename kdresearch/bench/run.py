@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
 from kdresearch.bench.bounds import check_bounds
-from kdresearch.bench.build import build_model, build_strategy, check_unlabelled, look_at_data
+from kdresearch.bench.build import build_model, build_strategy, check_length, check_unlabelled, look_at_data
+from kdresearch.bench.checkpoints import progress
+from kdresearch.bench.contents import CHECKPOINTS, FINISHED
 from kdresearch.bench.context import Context, prepare_process
 from kdresearch.bench.data import describe_data, open_data, weigh_classes
 from kdresearch.bench.evaluate import Scores, evaluate, measure_cost
 from kdresearch.bench.fit import Fitted, check_training, fit
+from kdresearch.bench.interrupt import Interrupted, full_disk_refused, interruptible
 from kdresearch.bench.knowledge import Knowledge, obtain_knowledge
+from kdresearch.bench.lock import hold
 from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.record import Record
@@ -32,7 +37,7 @@ from kdresearch.bench.start import check_start, start_student
 from kdresearch.bench.teacher import TeacherPackages, check_sources, check_teacher, obtain_teacher, promise_teacher
 from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import Diverged
+from kdresearch.errors import Diverged, UserError
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
@@ -77,25 +82,36 @@ def run(
     if plan.teacher is not None:
         check_teacher(plan.teacher)
         check_sources(plan.teacher)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record(plan, folder, sys.argv[1:])
-    if tuning is not None:
-        record.facts["tuning"] = tuning
-    try:
-        ran = _run(plan, record, context, make_loggers)
-    except BaseException as error:
-        record.write(status=status_of(error))
-        raise
-    if ran:
-        record.write(status="finished")
+    with interruptible() as outermost, hold(folder), full_disk_refused(folder):
+        record = Record(plan, folder, sys.argv[1:])
+        if tuning is not None:
+            record.facts["tuning"] = tuning
+        try:
+            ran = _run(plan, record, context, make_loggers)
+        except BaseException as error:
+            _leave(record, error, context if outermost else Context())
+            raise
+        if ran:
+            record.write(status=FINISHED)
     return record
+
+
+def _leave(record: Record, error: BaseException, context: Context) -> None:
+    """Say what remains of a run that ended by this, in its record and, where a signal ended it, in a line."""
+    with suppress(OSError):  # on a full disk the record stays as it was
+        record.write(status=status_of(error))
+    if isinstance(error, Interrupted):
+        kept = progress(record.draft / CHECKPOINTS)
+        when = "before its first checkpoint" if kept is None else f"after epoch {kept[0]} (update {kept[1]:,})"
+        context.say(f"{record.name}: interrupted {when}: the same command goes on from there")
 
 
 def status_of(error: BaseException) -> str:
     """What a record says of a run that ended by this."""
     if isinstance(error, Diverged):
         return "diverged"
-    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+    ends = (Interrupted, KeyboardInterrupt, SystemExit)
+    return "interrupted" if isinstance(error, ends) else "failed"
 
 
 def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> bool:
@@ -147,6 +163,7 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     student = build_model(plan, data)
     module = build_strategy(plan, student, data, None if signature is None else Promise(signature), reading)
     check_start(plan, student, data)
+    check_length(student, data)
     data.least_labelled = module.labelled_share
     solver = build_solver(plan, module, data, context)
     filtered = check_unlabelled(plan, module, data)
@@ -199,9 +216,14 @@ def record_knowledge(
         return None
 
     def obtain(live: bool) -> Knowledge:
-        return obtain_knowledge(
-            plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
-        )
+        try:
+            return obtain_knowledge(
+                plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
+            )
+        except UserError:
+            raise
+        except ValueError as error:  # of metrics of what is no number
+            raise UserError(f"the teacher {packages.name} cannot teach: {error}") from error
 
     knowledge = obtain(live=checked.live and not checked.filtered)
     if checked.filtered:
@@ -245,7 +267,7 @@ def train(
     context: Context,
 ) -> Fitted:
     """Fit the student, or solve it, with its curves in metrics.csv and wherever else."""
-    resumed = None if checked.solver is not None else record.checkpoint_to_resume()
+    resumed = None if checked.solver is not None else record.checkpoint_to_resume(context.say)
     record.loggers = [CurveLogger(record.draft, resumed), *make_loggers(record)]
     record.write(status="running")
     if checked.solver is not None:

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
 
-    sys.argv = ["kdresearch train", *arguments]
+    sys.argv = [sys.argv[0], *arguments]
     with hydra_refusals(arguments):
         try:
             hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")(job)()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kdresearch.bench.contents import damage
+from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
@@ -27,6 +28,7 @@ RUN = (
 KILLED = """
 import os, signal, sys
 from kdresearch.bench.contents import damage
+from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.resume import RandomState
 from kdresearch.cli import main
 
@@ -231,3 +233,116 @@ def test_a_draft_is_put_in_place_though_it_was_killed_there(finished: list[str],
         assert damage(folder, json.loads((folder / "run.json").read_text())) is None
         assert (folder / "checkpoints" / "best.ckpt").exists() and not (folder / ".next").exists()
     assert number == 7  # there were six files and folders to move
+
+
+# It sends itself a signal in the middle of its third epoch.
+SIGNALLED = KILLED.replace("SIGKILL", "{signal}")
+
+
+def stopped(given: list[str], name: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
+    """The command, which this signal reaches in its third epoch."""
+    script = SIGNALLED.replace("{signal}", name).replace("main(sys.argv[1:])", "sys.exit(main(sys.argv[1:]))")
+    return subprocess.run(
+        [sys.executable, "-c", script, *given], capture_output=True, text=True, timeout=120, env=os.environ
+    )
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The metrics of the run of ``given`` that nothing happened to."""
+    monkeypatch.setattr(sys, "argv", ["kdresearch"])
+    assert main(["train", *RUN, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
+    return json.loads((tmp_path / "whole" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_a_run_with_its_status_and_a_line(name: str, status: int, whole, tmp_path: Path) -> None:
+    given = ["train", *RUN, f"hydra.run.dir={tmp_path / 'run'}"]
+    ended = stopped(given, name)
+    assert ended.returncode == status, ended.stderr
+    assert "interrupted after epoch 2 (update 14): the same command goes on" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert main(given) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == whole
+
+
+@pytest.mark.parametrize("harm", ["torn", "flipped", "both", "best"])
+def test_a_damaged_checkpoint_does_not_end_a_run(harm: str, whole, tmp_path: Path, capsys) -> None:
+    """The earlier one is gone on from, or the run starts anew; either way it ends as if nothing had been."""
+    given = ["train", *RUN, f"hydra.run.dir={tmp_path / 'run'}"]
+    stopped(given)
+    folder = tmp_path / "run" / "checkpoints"
+    names = {"both": ("last.ckpt", "before-last.ckpt"), "best": ("best.ckpt", "before-best.ckpt")}.get(
+        harm, ("last.ckpt",)
+    )
+    for name in names:
+        data = bytearray((folder / name).read_bytes())
+        if harm == "flipped":
+            data[len(data) // 2] ^= 4
+        (folder / name).write_bytes(data if harm == "flipped" else data[: len(data) // 2])
+    capsys.readouterr()
+    assert main(given) == 0
+    said = capsys.readouterr().err
+    assert f"{names[0]} is damaged" in said
+    assert ("going on from" in said) == (harm in ("torn", "flipped"))
+    assert ("starts anew" in said) == (harm in ("both", "best"))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == whole
+    assert curves(tmp_path / "run") == curves(tmp_path / "whole")
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_run_whose_folder_moved_keeps_its_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdresearch"])
+    # At this rate the first epoch stays the best one.
+    given = ["train", *RUN, "student.training.learning_rate=1"]
+    assert main([*given, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
+    facts = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert facts["best_epoch"] == 1
+    stopped([*given, f"hydra.run.dir={tmp_path / 'run'}"])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert main([*given, f"hydra.run.dir={tmp_path / 'moved'}"]) == 0
+    moved = json.loads((tmp_path / "moved" / "run.json").read_text())
+    assert moved["best_epoch"] == facts["best_epoch"]
+    assert moved["student"] == facts["student"]
+    assert moved["files"]["metrics.json"] == facts["files"]["metrics.json"]
+
+
+def test_a_second_process_in_a_folder_is_refused(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdresearch"])
+    folder = tmp_path / "run"
+    given = ["train", *RUN, f"hydra.run.dir={folder}"]
+    script = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "print('there', flush=True); input()")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
+    ) as first:
+        assert first.stdout.readline() == b"there\n"
+        before = contents(folder)
+        assert main(given) == 2
+        assert f"process {first.pid} on " in capsys.readouterr().err.splitlines()[-1]
+        assert main([*given, "seed=5"]) == 2
+        assert contents(folder) == before
+        first.communicate(b"\n", timeout=60)
+    assert main(given) == 0
+    assert "already finished" in capsys.readouterr().err
+    assert not [path for path in folder.iterdir() if path.name.startswith((".lock", ".holder"))]
+
+
+def test_curves_outlive_a_kill_and_torn_lines(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    checkpoint = tmp_path / "last.ckpt"
+    torch.save({"global_step": 6}, checkpoint)
+    file.write_bytes(b"a,step\n1.0,2\n\xff\x00,x\n2.0,4\n3.0,6\n4.0,1")
+    CurveLogger(tmp_path, checkpoint)  # killed before it logs anything
+    assert file.read_text() == "a,step\n1.0,2\n2.0,4\n"
+    logger = CurveLogger(tmp_path, checkpoint)
+    logger.log_metrics({"a": 5.0}, 8)
+    logger.save()
+    other = CurveLogger(tmp_path, checkpoint)  # as in the process that started those of a training
+    logger.log_metrics({"b": 6.0}, 10)
+    logger.save()
+    other.log_metrics({"c": 7.0}, 12)
+    other.save()
+    assert curves(tmp_path) == [
+        {"a": "1.0", "step": "2"}, {"a": "2.0", "step": "4"}, {"b": "6.0", "step": "10"}, {"c": "7.0", "step": "12"}
+    ]  # fmt: skip
