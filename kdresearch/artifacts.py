@@ -124,7 +124,7 @@ class Store:
                 mode = place.stat().st_mode
             except OSError:
                 continue
-            # In a folder with the sticky bit nobody renames what is another's; into the store itself nobody may add.
+            # In a folder with the sticky bit only an owner may rename; to the store itself only its owner may add.
             if mode & stat.S_IWOTH and (place == self.root or not mode & stat.S_ISVTX):
                 _say_once(f"anybody may write to {place}: what they put into the store at {self.root} would be read as "
                           f"yours (chmod o-w {place})")  # fmt: skip

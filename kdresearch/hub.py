@@ -89,7 +89,7 @@ def hub_reachable(timeout: float = 3.0) -> bool:
 def reachable(endpoint: str, timeout: float = 3.0) -> bool:
     """Whether a server answers at all, within so many seconds.
 
-    A thread of its own, because looking up a name knows no timeout, and the client of the Hub, because it knows the
+    A thread of its own, because looking up a name has no timeout, and the client of the Hub, because it uses the
     user's proxies.
     """
     from huggingface_hub import get_session

@@ -1,4 +1,4 @@
-"""The vocabulary that every part of the framework speaks: batches, outputs, models and teachers.
+"""The types that all parts of the framework share: batches, outputs, models and teachers.
 
 Shapes: B rows, T tokens, D features, C classes, H heads, L layers.
 """
@@ -65,7 +65,7 @@ class Outputs(NamedTuple):
     embeddings: Tensor | None = None  # [B, T, E]: what the logits are computed from, twice differentiable
     sensitivity: Tensor | None = None  # [B, T, E]: d(logit of the predicted class) / d(embeddings), of a teacher
     members: tuple[Outputs, ...] | None = None  # of an ensemble, each member's own
-    mask: Tensor | None = None  # [B, T] bool, of the tokens that the token-level fields speak of
+    mask: Tensor | None = None  # [B, T] bool, of the tokens of the token-level fields
 
 
 FIELDS = frozenset({"logits", "pooled", "hidden", "attention", "qkv", "embeddings"})
@@ -82,7 +82,7 @@ class Signature:
     """What a model or a teacher can give, known before it is built with weights, trained or loaded."""
 
     fields: frozenset[str]  # of Outputs
-    width: int = 0  # D of pooled, and of hidden from layer 1 on unless ``widths`` says otherwise
+    width: int = 0  # D of pooled, and of hidden from layer 1 on unless ``widths`` is given
     depth: int = 0  # layers: hidden has depth + 1 entries
     heads: int = 0  # 0 without attention
     embedding_width: int = 0  # E of embeddings and of hidden[0]; 0 where neither is given
@@ -212,7 +212,7 @@ def index_of(batch: Batch, reader: str) -> Tensor:
     """
     if batch.index is None:
         raise UserError(
-            f"{reader} knows rows by their number, and these batches have none: let the data give "
+            f"{reader} identifies rows by their number, and these batches have none: let the data give "
             "(inputs, labels, index), or a mapping with index"
         )
     index: Tensor = batch.index

@@ -20,7 +20,8 @@ from kdresearch.bench.checkpoints import BEST, LAST, BestCheckpoint, CheckpointF
 from kdresearch.bench.components import Component
 from kdresearch.bench.context import Context
 from kdresearch.bench.plan import Plan
-from kdresearch.bench.resume import RandomState, StopAfter
+from kdresearch.bench.processes import PrepareProcess, make_trainer, process_errors
+from kdresearch.bench.resume import RandomState, StopAfter, StopAtNonFinite
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.task import CLASSIFICATION
@@ -76,7 +77,15 @@ def fit(
     callbacks = _callbacks(plan, context)
     trainer = _trainer(
         plan,
-        callbacks=[Budget.of(plan, unlabelled, context.say), best, last, RandomState(), *callbacks],
+        callbacks=[
+            PrepareProcess(plan),
+            Budget.of(plan, unlabelled, context.say),
+            StopAtNonFinite(),  # before what it would spoil is kept
+            best,
+            last,
+            RandomState(),
+            *callbacks,
+        ],
         logger=list(loggers),
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -89,7 +98,8 @@ def fit(
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it at every step
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        with process_errors():
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     finally:
         gc.unfreeze()  # else a sweep in one process would keep every job's models
     fitted = _load_best(module, checkpoints, trainer.global_step)
@@ -138,6 +148,8 @@ def _trainer(plan: Plan, **arguments: Any) -> pl.Trainer:
     plugins = plan.trainer.get("plugins") or []
     settings["plugins"] = [*(plugins if isinstance(plugins, list | tuple) else [plugins]), CheckpointFiles()]
     try:
-        return pl.Trainer(**(_FIXED | settings | limits(plan) | arguments))
+        return make_trainer(**(_FIXED | settings | limits(plan) | arguments))
+    except UserError:
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error

@@ -1,4 +1,4 @@
-"""Going on exactly where a killed run stopped, and stopping before the schedule does."""
+"""Going on exactly where a killed run stopped, and stopping before the schedule does: after an epoch, or diverged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdresearch.errors import Diverged
 
 
 class RandomState(Callback):
@@ -45,3 +47,31 @@ class StopAfter(Callback):
 
     def _stop(self, trainer: Trainer, epoch: int) -> None:
         trainer.should_stop = trainer.should_stop or epoch >= self.epochs
+
+
+class StopAtNonFinite(Callback):
+    """Stop a training at the first loss that is no finite number.
+
+    On a GPU it is looked for every ``every`` batches, since a look makes the processor wait for the device.
+
+    Raises:
+        Diverged: there was one.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._seen: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, torch.Tensor):
+            return
+        bad = ~loss.detach().isfinite().all()
+        self._seen = bad if self._seen is None else self._seen | bad
+        if (loss.device.type == "cpu" or trainer.is_last_batch or batch_idx % self.every == 0) and bool(self._seen):
+            raise Diverged(
+                f"the student diverged: in epoch {trainer.current_epoch + 1}, at update {trainer.global_step}, its "
+                "loss is no finite number; lower student.training.learning_rate"
+            )

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
 from kdresearch.bench.bounds import check_bounds
-from kdresearch.bench.build import build_model, build_strategy, check_unlabelled, look_at_data
+from kdresearch.bench.build import build_model, build_strategy, check_length, check_unlabelled, look_at_data
 from kdresearch.bench.checkpoints import progress
 from kdresearch.bench.contents import CHECKPOINTS, FINISHED
 from kdresearch.bench.context import Context, prepare_process
@@ -37,7 +37,7 @@ from kdresearch.bench.start import check_start, start_student
 from kdresearch.bench.teacher import TeacherPackages, check_sources, check_teacher, obtain_teacher, promise_teacher
 from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import Diverged
+from kdresearch.errors import Diverged, UserError
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
@@ -164,6 +164,7 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     student = build_model(plan, data)
     module = build_strategy(plan, student, data, None if signature is None else Promise(signature), reading)
     check_start(plan, student, data)
+    check_length(student, data)
     data.least_labelled = module.labelled_share
     solver = build_solver(plan, module, data, context)
     filtered = check_unlabelled(plan, module, data)
@@ -216,9 +217,14 @@ def record_knowledge(
         return None
 
     def obtain(live: bool) -> Knowledge:
-        return obtain_knowledge(
-            plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
-        )
+        try:
+            return obtain_knowledge(
+                plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
+            )
+        except UserError:
+            raise
+        except ValueError as error:  # of metrics of what is no number
+            raise UserError(f"the teacher {packages.name} cannot teach: {error}") from error
 
     knowledge = obtain(live=checked.live and not checked.filtered)
     if checked.filtered:

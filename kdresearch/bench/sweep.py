@@ -71,6 +71,12 @@ def cell_name(config: Mapping[str, Any], values: Sequence[str]) -> str:
     return f"{readable or 'run'}-{identity.identity(resolved)[:8]}"
 
 
+def settled_name(folder: Path, name: str) -> str:
+    """The name under which a sweep's folder has a cell already, from a grid over other values; else this one."""
+    digest_of = name.rpartition("-")[2]
+    return next((cell.name for cell in _read_manifest(folder) if cell.name.endswith(f"-{digest_of}")), name)
+
+
 def state_of(folder: Path, cell: Cell) -> CellState:
     """How far a cell has come, by its folder in that of the sweep."""
     run = folder / cell.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +46,15 @@ class CellSweeper(BasicSweeper):
         from kdresearch.commands.sweep import describe, show_end
 
         assert self.config is not None
+        for name in ("hydra", "hydra_plugins"):  # their lines about each job say less than the job's own
+            logging.getLogger(name).setLevel(logging.WARNING)
         folder = Path(str(self.config.hydra.sweep.dir))
         retry, on_failure = self.config.get("retry"), self.config.get("on_failure")
         if retry is not None and retry not in RETRY:
             raise UserError(f"retry {choices(retry, [*RETRY, 'null'])}")
         if on_failure not in ON_FAILURE:
             raise UserError(f"on_failure {choices(on_failure, ON_FAILURE)}")
-        compositions = self._compositions(arguments)
+        compositions = self._compositions(folder, arguments)
         cells = [cell for cell, _ in compositions]
         before = [sweep.state_of(folder, cell) for cell in cells]
         if self.dry_run:
@@ -64,11 +67,11 @@ class CellSweeper(BasicSweeper):
         show_end(folder, [sweep.state_of(folder, cell) for cell in cells])
         return results
 
-    def _compositions(self, arguments: Sequence[str]) -> list[tuple[Cell, Composition]]:
+    def _compositions(self, folder: Path, arguments: Sequence[str]) -> list[tuple[Cell, Composition]]:
         """Each combination with its configuration, composed once."""
         from omegaconf import OmegaConf, open_dict
 
-        from kdresearch.bench.sweep import Cell, cell_name
+        from kdresearch.bench.sweep import Cell, cell_name, settled_name
         from kdresearch.commands.compose import Composition
 
         assert self.hydra_context is not None and self.config is not None
@@ -85,7 +88,7 @@ class CellSweeper(BasicSweeper):
                 del cfg["hydra"]
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             values = [word for word in combination if word.partition("=")[0] in swept]
-            cell = Cell(cell_name(config, values), tuple(combination))
+            cell = Cell(settled_name(folder, cell_name(config, values)), tuple(combination))
             cells.setdefault(cell.name, (cell, Composition(cfg, options, typed)))
         return list(cells.values())
 

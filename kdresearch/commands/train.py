@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     import hydra
 
     arguments = ["hydra.sweeper.dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
-    sys.argv = ["kdresearch train", *arguments]
+    sys.argv = [sys.argv[0], *arguments]
     with hydra_refusals(arguments):
         try:
             hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")(job)()

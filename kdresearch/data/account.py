@@ -20,7 +20,7 @@ IMBALANCED = 0.6
 
 
 def account(corpus: Corpus, split: Split, label_changes: Mapping[str, int]) -> dict[str, Any]:
-    """What the record says of the rows beside how many they are.
+    """The facts of the rows that the record holds beside their number.
 
     Args:
         label_changes: rows of each part whose label the source had to rewrite.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from kdresearch.data.corpus import Row
@@ -50,11 +52,6 @@ def clean_columns(origin: str, part: str, texts: Sequence[object], labels: Seque
     return Texts([str(text) for text in texts], names, written)
 
 
-def label_changes(texts_by_part: Mapping[str, Texts]) -> dict[str, int]:
-    """How many labels of each part were written otherwise; parts of none are left out."""
-    return {part: content.changes for part, content in texts_by_part.items() if content.changes}
-
-
 def class_names(
     origins: Mapping[str, str], texts_by_part: Mapping[str, Texts], declared: Sequence[str] | None = None
 ) -> tuple[str, ...]:
@@ -82,11 +79,49 @@ def class_names(
     return names
 
 
-def number_rows(texts_by_part: Mapping[str, Texts]) -> Iterator[Row]:
-    """The rows of checked parts, with their part and number for an id."""
-    for part, (texts, labels, _) in texts_by_part.items():
-        for row, text in enumerate(texts):
-            yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
+class ColumnSource(ABC):
+    """A source of one table for each part, of which a column holds the texts and another the labels."""
+
+    synthetic = False
+
+    @abstractmethod
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        """The checked columns of each part, and the classes."""
+
+    @cached_property
+    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        return self._read()
+
+    @property
+    def label_changes(self) -> dict[str, int]:
+        """How many rows of a part had a label with white space around it or of other composition; parts with none are
+        left out.
+        """
+        return {part: content.changes for part, content in self._content[0].items() if content.changes}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The label names of the training part; see ``class_names``."""
+        return self._content[1]
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, part by part, in the order of the tables; its part and number are its id."""
+        for part, (texts, labels, _) in self._content[0].items():
+            for row, text in enumerate(texts):
+                yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
+
+
+def require_parts(settings: Mapping[str, object], noun: str) -> None:
+    """Raise UserError where the setting of the training or the test part, a ``noun``, is None."""
+    for part in ("train", "test"):
+        if settings[part] is None:
+            raise UserError(f"data.{part}: a {noun} is required")
+
+
+def refuse_same_column(text: str, label: str) -> None:
+    """Raise UserError where texts and labels would be one column."""
+    if text == label:
+        raise UserError(f"data.text and data.label name the same column, {text!r}")
 
 
 def refuse_twins(origins: Mapping[str, str]) -> None:

@@ -8,8 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +17,15 @@ import pyarrow.parquet as pq
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.data.columns import (
+    ColumnSource,
     Texts,
     class_names,
     clean_columns,
-    label_changes,
     list_choices,
-    number_rows,
+    refuse_same_column,
     refuse_twins,
+    require_parts,
 )
-from kdresearch.data.corpus import Row
 from kdresearch.errors import UserError, choices
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -34,7 +33,7 @@ SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", "
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-class Files:
+class Files(ColumnSource):
     """Rows from files, one file per part; text and label are columns that the user names.
 
     Label names are kept as the file writes them, but for white space around them and the composition of characters
@@ -53,8 +52,6 @@ class Files:
             from ``classes`` and ``rows`` for anything within the files that does not make labelled texts.
     """
 
-    synthetic = False
-
     def __init__(
         self,
         *,
@@ -69,13 +66,10 @@ class Files:
     ) -> None:
         if format is not None and format not in FORMATS:
             raise UserError(f"data.format: {choices(format, FORMATS)}")
-        if text == label:
-            raise UserError(f"data.text and data.label name the same column, {text!r}")
+        refuse_same_column(text, label)
         paths = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+        require_parts(paths, "file")
         self.paths = {part: _file(part, path) for part, path in paths.items() if path is not None}
-        for part in ("train", "test"):
-            if part not in self.paths:
-                raise UserError(f"data.{part}: a file is required")
         refuse_twins({part: str(path.resolve()) for part, path in self.paths.items()})
         self.formats = {part: format or _format(part, path) for part, path in self.paths.items()}
         self.text, self.label, self.quoted = text, label, quoted
@@ -86,26 +80,11 @@ class Files:
         files = {part: [self.formats[part], file_sha256(path)] for part, path in self.paths.items()}
         return {"files": files, "text": self.text, "label": self.label, "quoted": self.quoted}
 
-    @property
-    def label_changes(self) -> dict[str, int]:
-        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
-        return label_changes(self._content[0])
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        texts_by_part = {part: self._read_part(part) for part in self.paths}
+        return texts_by_part, class_names({part: self._origin(part) for part in self.paths}, texts_by_part)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The label names of the training file, sorted; by number where all of them are integers."""
-        return self._content[1]
-
-    def rows(self) -> Iterator[Row]:
-        """Every row, part by part, in the order of the files."""
-        return number_rows(self._content[0])
-
-    @cached_property
-    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
-        texts_by_part = {part: self._read(part) for part in self.paths}
-        return texts_by_part, class_names({part: self._origin(part) for part in texts_by_part}, texts_by_part)
-
-    def _read(self, part: str) -> Texts:
+    def _read_part(self, part: str) -> Texts:
         origin, names = self._origin(part), [self.text] if part == "unlabelled" else [self.text, self.label]
         return clean_columns(
             origin, part, *read_columns(origin, self.paths[part], self.formats[part], names, self.quoted)
@@ -220,7 +199,7 @@ def _delimited(
 
 
 def _json_lines(origin: str, content: str, names: Sequence[str]) -> tuple[list[object], ...]:
-    # Not pyarrow: its reader takes strings that look like dates for timestamps, and says no line of an error.
+    # Not pyarrow: its reader takes strings that look like dates for timestamps, and names no line in an error.
     present: dict[str, None] = {}
     columns: tuple[list[object], ...] = tuple([] for _ in names)
     for number, line in enumerate(content.split("\n"), 1):

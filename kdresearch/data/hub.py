@@ -7,12 +7,18 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdresearch.data.columns import Texts, class_names, clean_columns, label_changes, number_rows, refuse_twins
-from kdresearch.data.corpus import Row
+from kdresearch.data.columns import (
+    ColumnSource,
+    Texts,
+    class_names,
+    clean_columns,
+    refuse_same_column,
+    refuse_twins,
+    require_parts,
+)
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import reachable
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Hub:
+class Hub(ColumnSource):
     """Rows of a dataset by its Hub id, or of a local folder of data files (or one that ``save_to_disk`` wrote).
 
     The names of a ``ClassLabel`` are kept, in their declared order where training rows have them; other labels become
@@ -42,8 +48,6 @@ class Hub:
             the dataset, and rows that are no labelled texts.
     """
 
-    synthetic = False
-
     def __init__(
         self,
         *,
@@ -59,8 +63,7 @@ class Hub:
     ) -> None:
         if importlib.util.find_spec("datasets") is None:
             raise UserError("data from the Hub needs the package datasets: pip install 'kdresearch[hub]'")
-        if text == label:
-            raise UserError(f"data.text and data.label name the same column, {text!r}")
+        refuse_same_column(text, label)
         folder = Path(id).expanduser()
         self.folder = folder.resolve() if folder.is_dir() else None
         if self.folder is None and (id.startswith((".", "/", "~")) or id.count("/") > 1 or folder.is_file()):
@@ -68,10 +71,8 @@ class Hub:
         if self.folder is not None and revision is not None:
             raise UserError(f"data.revision: {self.folder} is a folder, which has no revisions")
         splits = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+        require_parts(splits, "split")
         self.splits = {part: split for part, split in splits.items() if split is not None}
-        for part in ("train", "test"):
-            if part not in self.splits:
-                raise UserError(f"data.{part}: a split is required")
         refuse_twins(self.splits)
         self.id, self.config, self.revision, self.text, self.label = id, config, revision, text, label
         self.name = self.folder.name if self.folder is not None else id
@@ -81,22 +82,7 @@ class Hub:
         texts_by_part, classes = self._content
         return {"classes": list(classes), "rows": {part: _digest(content) for part, content in texts_by_part.items()}}
 
-    @property
-    def label_changes(self) -> dict[str, int]:
-        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
-        return label_changes(self._content[0])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The label names of the training split: as a ``ClassLabel`` orders them, else sorted."""
-        return self._content[1]
-
-    def rows(self) -> Iterator[Row]:
-        """Every row, part by part, in the order of the splits."""
-        return number_rows(self._content[0])
-
-    @cached_property
-    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
         from datasets import ClassLabel
 
         names, split = self._open()

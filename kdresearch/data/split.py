@@ -218,7 +218,7 @@ def _stratified(
 def _fold(
     labels: np.ndarray, folds: int, fold: int, generator: np.random.Generator, name: str, single: bool = True
 ) -> np.ndarray:
-    """Positions of one of ``folds`` stratified folds; the only row of a class is in one where ``single`` says so."""
+    """Positions of one of ``folds`` stratified folds; the only row of a class is in one where ``single``."""
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(f"{name}: needs at least 2 folds, counted from 0")
     number = np.empty(len(labels), int)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError, choices
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 from kdresearch.generation.pretrained import Pretrained, load
 from kdresearch.structures import UNLABELLED
 
@@ -66,9 +66,7 @@ class CausalLm(Pretrained):
         if "label" not in self.placeholders and (self.names or self.balance != "uniform"):
             ignored = "names" if self.names else "balance"
             raise UserError(f"generator.{ignored} is about classes, and generator.prompt names no {{label}}")
-        for setting in ("words", "max_new_tokens"):
-            if getattr(self, setting) < 1:
-                raise UserError(f"generator.{setting} must be at least 1, not {getattr(self, setting)}")
+        check_least(self, words=1, max_new_tokens=1)
 
     def prepare(self, preparation: Preparation) -> None:
         """Load the model and keep what the prompts are made of; UserError where they cannot be made."""

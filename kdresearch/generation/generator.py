@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kdresearch.errors import UserError
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -56,3 +58,16 @@ class Generator(Protocol):
             start: the number of texts in the chunks before, for those that go through a source in order.
         """
         ...
+
+
+def check_least(settings: object, **least: float) -> None:
+    """Raise UserError for a setting of a generator that is below its least value; None passes.
+
+    Args:
+        settings: has an attribute of each name.
+        least: the least value by name.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UserError(f"generator.{name} must be at least {bound}, not {value}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 from kdresearch.generation.pretrained import Pretrained, load
 
 CONTINUATION = "##"  # what WordPiece writes before a piece that is not the first of its word
@@ -47,12 +47,7 @@ class Infill(Pretrained):
         super().__post_init__()
         if not 0 < self.mask_share <= 1:
             raise UserError(f"generator.mask_share must be above 0 and at most 1, not {self.mask_share}")
-        if self.temperature < 0:
-            raise UserError(f"generator.temperature must be at least 0, not {self.temperature}")
-        least = {"top_k": 1, "max_length": 3, "rounds": 1}
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None and value < least[name]:
-                raise UserError(f"generator.{name} must be at least {least[name]}, not {value}")
+        check_least(self, temperature=0, top_k=1, max_length=3, rounds=1)
 
     def key(self) -> dict[str, Any]:
         """Settings, with the model's fingerprint and the version of the algorithm."""

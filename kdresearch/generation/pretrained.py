@@ -12,6 +12,7 @@ import torch
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.errors import UserError, choices
+from kdresearch.generation.generator import check_least
 from kdresearch.hub import from_pretrained, hub_name
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,8 +38,7 @@ class Pretrained:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"generator.batch_size must be at least 1, not {self.batch_size}")
+        check_least(self, batch_size=1)
         if self.dtype not in DTYPES:
             raise UserError(f"generator.dtype: {choices(self.dtype, DTYPES)}")
         hub_name(self.path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdresearch.errors import UserError
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 
 _WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
@@ -48,11 +48,9 @@ class Resample:
                 raise UserError(f"generator.{name} must be a probability, from 0 to 1, not {value}")
         if p_mask + p_replace > 1:
             raise UserError(f"generator.p_mask + generator.p_replace must not exceed 1: {p_mask} + {p_replace}")
-        for name, count in {"n_iter": n_iter, "max_ngram": max_ngram}.items():
-            if count < 1:
-                raise UserError(f"generator.{name} must be at least 1, not {count}")
         self.p_mask, self.p_replace, self.p_ng = p_mask, p_replace, p_ng
         self.n_iter, self.max_ngram, self.mask = n_iter, max_ngram, mask
+        check_least(self, n_iter=1, max_ngram=1)
         self.settings = {
             "p_mask": p_mask,
             "p_replace": p_replace,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdresearch.errors import UserError
 from kdresearch.generation.causal_lm import check_sampling, draw_labels, sample
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 from kdresearch.generation.lm_training import END, PLAIN, StepBatches, Training, pack
 from kdresearch.structures import UNLABELLED
 
@@ -77,11 +77,8 @@ class ScratchLm:
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_p, self.balance)
-        least = dict.fromkeys(("layers", "width", "heads", "epochs", "max_steps", "batch_size"), 1)
-        least |= {"context": 8, "sample_batch_size": 1, "checkpoint_every": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise UserError(f"generator.{name} must be at least {smallest}, not {getattr(self, name)}")
+        check_least(self, layers=1, width=1, heads=1, context=8, epochs=1, max_steps=1, batch_size=1)
+        check_least(self, sample_batch_size=1, checkpoint_every=1)
         if not self.conditional and self.balance != "uniform":
             raise UserError("generator.balance is of classes, and generator.conditional=false draws none")
         if self.width % self.heads:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
-from kdresearch.models.differentiation import tracked, twice_differentiable
-from kdresearch.models.embedding import copy_vectors, uniform_table
-from kdresearch.models.model import TextModel, class_names
+from kdresearch.models.differentiation import twice_differentiable
+from kdresearch.models.embedding import EmbeddingModel, uniform_table
+from kdresearch.models.model import class_names
 from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
 POOLINGS = ("attention", "max", "mean", "last")
 
 
-class BiLSTM(TextModel):
+class BiLSTM(EmbeddingModel):
     """Embedding, ``layers`` bidirectional LSTMs, pooling over the real tokens, linear classifier.
 
     The recurrence is that of a packed ``nn.LSTM(bidirectional=True)``: the backward direction starts at each row's
@@ -133,10 +133,6 @@ class BiLSTM(TextModel):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
-    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
-        """Start from word vectors [V, E] in the rows of ``has_vector`` [V] bool; UserError on other shapes."""
-        copy_vectors(self.embedding, vectors, has_vector)
-
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         """Read B rows of T tokens, padded on the right; a row without tokens pools to zero.
 
@@ -144,9 +140,7 @@ class BiLSTM(TextModel):
         """
         check_needs(self, needs)
         mask = tokens.mask
-        words = self.embedding(tokens.ids).masked_fill(~mask[..., None], 0.0)
-        if "embeddings" in needs:
-            words = tracked(words)
+        words = self.embed(tokens, needs)
         with twice_differentiable() if "embeddings" in needs else nullcontext():
             hidden = self._read(words, mask)
         attention = self._attend(hidden[-1], mask) if needs - {"hidden", "embeddings"} and self._attends else None

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError
+from kdresearch.models.differentiation import tracked
+from kdresearch.models.model import TextModel
+from kdresearch.structures import Tokens
 
 PADDING = 0
 """The id of padding; its embedding is zero and is never trained."""
@@ -38,3 +41,18 @@ def copy_vectors(embedding: nn.Embedding, vectors: Tensor, has_vector: Tensor) -
     rows = has_vector.clone()
     rows[PADDING] = False
     table[rows.to(table.device)] = vectors[rows.to(vectors.device)].to(table)
+
+
+class EmbeddingModel(TextModel):
+    """A model whose first layer is a table of word vectors, ``embedding`` [V, E]; a subclass makes it."""
+
+    embedding: nn.Embedding
+
+    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
+        """Start from word vectors [V, E] in the rows of ``has_vector`` [V] bool; UserError on other shapes."""
+        copy_vectors(self.embedding, vectors, has_vector)
+
+    def embed(self, tokens: Tokens, needs: frozenset[str]) -> Tensor:
+        """Embeddings [B, T, E], zero on padding; with a gradient of their own where ``needs`` has ``embeddings``."""
+        words: Tensor = self.embedding(tokens.ids).masked_fill(~tokens.mask[..., None], 0.0)
+        return tracked(words) if "embeddings" in needs else words

@@ -63,12 +63,7 @@ def copy_layers(
             the teacher's; the head is of another kind. The student is unchanged then.
     """
     student_encoder, teacher_encoder = student.encoder, _encoder(teacher)
-    for name in _ALIKE:
-        student_value, teacher_value = (
-            getattr(encoder.config, name, None) for encoder in (student_encoder, teacher_encoder)
-        )
-        if student_value != teacher_value:
-            raise UserError(f"the student's {name} is {student_value} and the teacher's {teacher_value}: {_INSTEAD}")
+    _check_alike(student_encoder, teacher_encoder)
     numbers = _select_layers(layers, student.signature.depth, teacher.signature.depth)
     stack = _stack(student_encoder, student.signature.depth, teacher_encoder, teacher.signature.depth)
 
@@ -87,6 +82,13 @@ def copy_layers(
         student.classifier.load_state_dict(teacher.classifier.state_dict())  # type: ignore[union-attr]
     student_encoder.load_state_dict(after)
     return numbers
+
+
+def _check_alike(student: nn.Module, teacher: nn.Module) -> None:
+    for name in _ALIKE:
+        student_value, teacher_value = (getattr(encoder.config, name, None) for encoder in (student, teacher))
+        if student_value != teacher_value:
+            raise UserError(f"the student's {name} is {student_value} and the teacher's {teacher_value}: {_INSTEAD}")
 
 
 def _select_layers(layers: str | Sequence[int], student: int, teacher: int) -> list[int]:
@@ -156,7 +158,7 @@ def reduce_embeddings(student: nn.Module, teacher: nn.Module) -> float:
 
     The rows are U_E·S_E of the centred table, its best approximation of rank E (Eckart & Young 1936), times one number
     that gives them the standard deviation of the student's own random start. Centred, because what all words have in
-    common tells none from another, and would cost one of the E dimensions. The row of padding stays as it is.
+    common distinguishes none of them and would cost one of the E dimensions. The row of padding stays as it is.
 
     Both sides must read the same token ids: that the vocabularies have one size is checked, not that they are one.
 
@@ -238,7 +240,7 @@ def static_vectors(
     "Obtaining Better Static Word Embeddings Using Contextual Embedding Models", learn better ones from running text).
     Its vector is the mean of the last hidden states of its tokens, special ones included, which is how such a model
     pools a text. Then the principal components are kept, as Model2Vec does (Tulkens & van Dongen 2024), but every word
-    at its own length: to weigh them down by frequency helps a mean that nobody trains, and the student is trained.
+    at its own length: weighting by frequency helps a mean that is not trained, and the student is trained.
 
     Args:
         teacher: where it gives no hidden states, ``pooled`` is the vector.

@@ -41,4 +41,4 @@ class TextModel(nn.Module):
         raise UserError(f"student.tokenizer.vectors: {type(self).__name__} has no word embeddings to load them into")
 
     def look_at(self, inputs: Any) -> None:
-        """Nothing: its constructor's arguments say all of the signature."""
+        """Nothing: the constructor's arguments determine the signature."""

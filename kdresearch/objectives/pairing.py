@@ -30,21 +30,23 @@ def pair(batch: Batch, student: Outputs, teacher: Outputs) -> Pairing:
         ValueError: tokens that differ, in a batch that says nothing of words.
     """
     assert student.mask is not None and teacher.mask is not None
-    own, other = (inputs.words if isinstance(inputs, Tokens) else None for inputs in (batch.student, batch.teacher))
-    if own is None or other is None:
+    student_words, teacher_words = (
+        inputs.words if isinstance(inputs, Tokens) else None for inputs in (batch.student, batch.teacher)
+    )
+    if student_words is None or teacher_words is None:
         if student.mask.shape != teacher.mask.shape:
             raise ValueError(
                 f"the student reads {list(student.mask.shape)} tokens and the teacher {list(teacher.mask.shape)}: "
                 "both must read the same, or the batch must say which words they belong to"
             )
         return Pairing(student.mask & teacher.mask)
-    size = int(torch.maximum(own.max(), other.max())) + 1
-    both = _present(own, size) & _present(other, size)
+    size = int(torch.maximum(student_words.max(), teacher_words.max())) + 1
+    both = _present(student_words, size) & _present(teacher_words, size)
     place = both.cumsum(1).masked_fill(~both, 0)  # 1.. for the words of both sides; 0 for the rest
     number = int(place.max()) if place.numel() else 0
-    slots = torch.arange(1, max(1, number) + 1, device=own.device)
+    slots = torch.arange(1, max(1, number) + 1, device=student_words.device)
     members = []
-    for words in (own, other):
+    for words in (student_words, teacher_words):
         slot = torch.cat([place.new_zeros(len(place), 1), place], 1).gather(1, words + 1)  # -1 falls into slot 0
         members.append((slot.unsqueeze(1) == slots[:, None]).float())
     return Pairing(members[0].any(2), *members)

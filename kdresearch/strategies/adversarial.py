@@ -61,22 +61,26 @@ class AdversarialDistiller(NamedDistiller):
 
     @property
     def adversary(self) -> Adversarial:
+        """The objective that owns the discriminator."""
         term = self.objectives["adversarial"]
         assert isinstance(term, Adversarial)
         return term
 
     def setup(self, stage: str) -> None:
+        """Bind the objectives, and take the steps of both sides by hand."""
         super().setup(stage)
         step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
-        made = super().configure_optimizers()
+        """The student's optimizer with its schedule, then D's."""
+        student = super().configure_optimizers()
         discriminator = torch.optim.Adam(
             self.adversary.discriminator.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.999)
         )
-        return made if isinstance(made, dict) else {"optimizer": made}, {"optimizer": discriminator}
+        return student if isinstance(student, dict) else {"optimizer": student}, {"optimizer": discriminator}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The student's loss; both sides' gradients, and their steps where an accumulation ends."""
         loss = super().training_step(batch, batch_idx)
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward(loss / accumulated)
@@ -109,4 +113,5 @@ class AdversarialDistiller(NamedDistiller):
             schedule.step()  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the student's gradient."""
         self.clip_gradients(optimizer)  # once gradients have their true scale

@@ -81,6 +81,7 @@ class AnnealedDistiller(NamedDistiller):
         self._best: tuple[float, dict[str, Tensor]] | None = None  # of the first phase, until the second begins
 
     def on_fit_start(self) -> None:
+        """Fix the update at which the second phase begins."""
         super().on_fit_start()
         self.milestones = (self._first_phase(self.updates),)
 
@@ -99,6 +100,7 @@ class AnnealedDistiller(NamedDistiller):
         return in_phases(self.make_phase_scheduler, optimizer, (first, updates - first), factors)
 
     def on_validation_epoch_end(self) -> None:
+        """Keep the student of the first phase's best epoch; UserError for a monitor that is not logged."""
         super().on_validation_epoch_end()
         fitting = self.milestones and not self.trainer.sanity_checking
         if not fitting or self.share == 1 or self.global_step > self.milestones[0]:
@@ -111,6 +113,7 @@ class AnnealedDistiller(NamedDistiller):
             self._best = score, {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the second phase at its first update, from the best epoch of the first."""
         super().on_train_batch_start(batch, batch_idx)
         if self.share < 1 and self.global_step in self.milestones:
             if self._best is not None:
@@ -119,12 +122,14 @@ class AnnealedDistiller(NamedDistiller):
             self.forget_moments()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the best student of the first phase."""
         if self._best is not None:
             checkpoint[_BEST] = {"score": self._best[0], "student": self._best[1]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (kept := checkpoint.get(_BEST)) is not None:
-            self._best = kept["score"], kept["student"]
+        """Restore the best student of the first phase."""
+        if (best := checkpoint.get(_BEST)) is not None:
+            self._best = best["score"], best["student"]
 
     @property
     def temperature(self) -> int:
@@ -139,14 +144,17 @@ class AnnealedDistiller(NamedDistiller):
         return term
 
     def weights_configured(self) -> dict[str, float]:
+        """Those of the present phase."""
         phase = {"annealed"} if self.global_step < self.milestones[0] else {"label"}
         if self.labels == "throughout":
             phase.add("label")
         return {name: weight for name, weight in super().weights_configured().items() if name in phase}
 
     def logged_now(self) -> dict[str, float]:
+        """The temperature."""
         return {"temperature": float(self.temperature)}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms at the present temperature."""
         self._annealed.temperature = self.temperature
         return super().terms(batch)

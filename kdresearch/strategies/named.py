@@ -28,7 +28,7 @@ class Term(NamedTuple):
     def settings(self) -> dict[str, Parameter]:
         """The arguments of ``make`` that the strategy takes, by name."""
         parameters = signature(self.make).parameters
-        return {name: each for name, each in parameters.items() if name != "member"}
+        return {name: parameter for name, parameter in parameters.items() if name != "member"}
 
 
 Composition = Mapping[str, Term]
@@ -97,7 +97,7 @@ def _signature(strategy: type[NamedDistiller]) -> Signature:
     for base in reversed(strategy.__mro__):
         if issubclass(base, NamedDistiller) and "__init__" in vars(base):
             parameters = signature(base.__init__).parameters
-            settings |= {name: each for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY}
+            settings |= {name: value for name, value in parameters.items() if value.kind is Parameter.KEYWORD_ONLY}
     weights = settings.pop("weights").replace(default=strategy.default_weights(), annotation="Mapping[str, float]")
     for term in strategy.composition.values():
         for name, parameter in term.settings.items():

@@ -18,8 +18,8 @@ from kdresearch.cli import main
 
 GRID = (
     "data.rows={train: 240, test: 60, unlabelled: 100}", "data.validation=40", "trainer=cpu", "logger=none",
-    "threads=1", "evaluation.efficiency=false", "student=bilstm", "student.model.embedding_dim=12", "student.model.hidden_dim=8",
-    "student.tokenizer.max_length=24", "student.training.epochs=2", "teacher=ngram",
+    "threads=1", "evaluation.efficiency=false", "student=bilstm", "student.model.embedding_dim=12",
+    "student.model.hidden_dim=8", "student.tokenizer.max_length=24", "student.training.epochs=2", "teacher=ngram",
 )  # fmt: skip
 COMMAND = [sys.executable, "-c", "import sys; from kdresearch.cli import main; sys.exit(main())", "train", "-m"]
 
@@ -64,25 +64,22 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, capsys: pytest.Captur
 def test_a_changed_option_is_another_cell(tmp_path: Path) -> None:
     options = tmp_path / "options" / "student"
     options.mkdir(parents=True)
-    (options / "small.yaml").write_text("defaults: [bilstm]\nmodel: {embedding_dim: 8, hidden_dim: 8}\n")
-    words = ("--config-dir", str(tmp_path / "options"), "student=small", "strategy=supervised", "seed=1")
-    assert run(tmp_path / "s", *words) == 0
-    (options / "small.yaml").write_text("defaults: [bilstm]\nmodel: {embedding_dim: 10, hidden_dim: 8}\n")
-    first = contents(tmp_path / "s")
-    # its settings of the model are those of the file, not those of GRID
-    words = tuple(word for word in words)
-    grid = tuple(word for word in GRID if not word.startswith("student.model"))
-    for dim in (8, 10):
-        (options / "small.yaml").write_text(f"defaults: [bilstm]\nmodel: {{embedding_dim: {dim}, hidden_dim: 8}}\n")
-        assert main(["train", "-m", *grid, *words, f"hydra.sweep.dir={tmp_path / 's'}"]) == 0
-    assert len(states(tmp_path / "s")) == 3
-    assert {name: content for name, content in contents(tmp_path / "s").items() if name in first} == first
+    grid = [word for word in GRID if not word.startswith(("student=", "student.model"))]
+    words = ["--config-dir", str(tmp_path / "options"), "student=small", "strategy=supervised", "seed=1"]
+    folder, first = tmp_path / "s", {}
+    for dim in (8, 10, 8):
+        text = f"defaults: [bilstm]\nmodel: {{embedding_dim: {dim}, hidden_dim: 8}}\n"
+        (options / "small.yaml").write_text(text)
+        assert main(["train", *words[:2], "-m", *grid, *words[2:], f"hydra.sweep.dir={folder}"]) == 0
+        first = first or contents(folder)
+    assert len(states(folder)) == 2
+    assert {name: content for name, content in contents(folder).items() if name in first} == first
 
 
 def test_failures_stay_failed_until_they_are_asked_for_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid = ("strategy=supervised", "student.training.learning_rate=0.01,1e30", "student.model.pooling=max,sum")
+    grid = ("strategy=supervised", "student.training.learning_rate=0.01,1e30", "student.model.pooling=attention,sum")
     assert run(tmp_path, *grid) == 2
     told = capsys.readouterr().err
     assert sorted(states(tmp_path).values()) == ["diverged", "done", "failed", "failed"]

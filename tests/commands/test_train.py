@@ -453,3 +453,34 @@ def test_steps_that_end_before_the_first_validation(tmp_path: Path) -> None:
     assert read(tmp_path, "run.json")["updates"] == 2
     assert {file.name for file in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert 0 <= read(tmp_path, "metrics.json")["test/accuracy"] <= 1
+
+
+def test_a_divergence_is_told_where_it_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the first epoch of many; and nothing goes on from what it left."""
+    bad = ("student.training.epochs=50", "student.training.learning_rate=1e30")
+    for _ in range(2):
+        assert train(tmp_path / "run", *bad) == 2
+        said = capsys.readouterr().err
+        assert "diverged: in epoch 1" in said.splitlines()[-1]
+        assert "going on from" not in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_teacher_of_no_numbers_is_one_line(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_teacher(tmp_path / "teacher", ("negative", "positive"), good=True)
+    package_of = package.load(folder)
+    package_of.model.bias.data.fill_(value)
+    package.save(folder, package_of.model, package_of.tokenizer, package_of.classes)
+    capsys.readouterr()
+    assert train(tmp_path / "run", "teacher=checkpoint", f"teacher.path={folder}", "strategy=soft_label") == 2
+    assert "the teacher teacher cannot teach" in refused(capsys)
+
+
+def test_a_row_longer_than_the_positions_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = (
+        "student=transformer", "student.tokenizer.max_length=null", "student.training.epochs=1",
+        "student.model.architecture.max_position_embeddings=8", "student.model.architecture.num_hidden_layers=1",
+    )  # fmt: skip
+    assert train(tmp_path / "run", *small, *TEACHER, "strategy=soft_label", base=BASE) == 2
+    assert "student.tokenizer.max_length=8" in refused(capsys)
+    assert made("teacher") == []
