@@ -63,7 +63,7 @@ def cell_name(config: Mapping[str, Any], values: Sequence[str]) -> str:
     """
     words = [re.split(r"[./]", key)[-1] + f"_{value}" for key, _, value in (word.partition("=") for word in values)]
     words = [re.sub(r"^(student|strategy)_", "", word) for word in words]
-    readable = re.sub(r"[^\w.-]+", "_", "-".join(words))[:_LONGEST].strip("_.-")
+    readable = re.sub(r"[^\w.-]+|_{2,}", "_", "-".join(words))[:_LONGEST].strip("_.-")
     settings = {name: config.get(name) for name in identity.SECTIONS}
     settings["source"] = (config.get("data") or {}).get("source")  # where the rows are: another file, another cell
     resolved = identity.settings(settings, content=digest(identity.normalised(settings["source"])), teacher=None)
