@@ -18,7 +18,7 @@ from kdresearch.artifacts import digest
 from kdresearch.bench import identity
 from kdresearch.bench.contents import FINISHED, damage
 from kdresearch.bench.lock import is_held
-from kdresearch.bench.schema import RUN, read_json, write_json
+from kdresearch.bench.schema import RUN, read_json, write_json, write_record
 from kdresearch.errors import UserError
 
 DONE, RUNNING, RESUMABLE, DIVERGED, FAILED, MISSING = STATES = (
@@ -148,7 +148,7 @@ def record_failure(folder: Path, reason: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts = read_json(folder / RUN)
     if facts.get("status") is None:
-        write_json(folder / RUN, {"status": FAILED, "cell": {}, "reason": reason})
+        write_record(folder / RUN, {"status": FAILED, "cell": {}, "reason": reason})
 
 
 def teacher_key(teacher: Any) -> str | None:
