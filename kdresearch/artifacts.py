@@ -1,8 +1,8 @@
 """The store of everything costly that is a pure function of its inputs.
 
 An artifact is a folder named by the digest of its key. It is written to one side, checksummed and renamed into
-place under a lock, so that it is either whole or not there, and two processes that want it build it once. What is
-opened is compared with its checksums, once per process: what is damaged is said and built anew.
+place under a lock, so that it is either complete or absent, and two processes that need it build it once. What is
+opened is compared with its checksums, once per process: what is damaged is reported and built anew.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def file_sha256(path: Path) -> str:
     if identity in _sums:
         return _sums[identity]
     settled = time.time_ns() - max(identity[-2:]) > _TICK
-    found = _read_sha256(path)
+    checksum = _read_sha256(path)
     if settled:
-        _sums[identity] = found
-    return found
+        _sums[identity] = checksum
+    return checksum
 
 
 def _read_sha256(path: Path) -> str:
@@ -93,6 +93,7 @@ class Artifact:
 
     @property
     def bytes(self) -> int:
+        """Of all its files."""
         return sum(file["bytes"] for file in self.files.values())
 
 
@@ -104,25 +105,26 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        chosen = root or os.environ.get("KDRESEARCH_HOME") or platformdirs.user_cache_dir("kdresearch")
-        self.root = Path(chosen).expanduser().absolute()
+        folder = root or os.environ.get("KDRESEARCH_HOME") or platformdirs.user_cache_dir("kdresearch")
+        self.root = Path(folder).expanduser().absolute()
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
+        """The folder of an artifact, whether it is there or not."""
         return self.root / kind / digest(key)
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
-        """The artifact's folder if it is there and whole."""
+        """The artifact's folder if it is there and undamaged; else None."""
         path = self.path(kind, key)
-        return path if self._whole(path) else None
+        return path if self._is_whole(path) else None
 
     def warn_if_shared(self) -> None:
-        """Say, once per process, that others may write to the store: what they put there would be believed."""
+        """Warn, once per process, that others may write to the store: what they put there would be believed."""
         for place in (self.root, *self.root.parents) if os.name == "posix" else ():
             try:
                 mode = place.stat().st_mode
             except OSError:
                 continue
-            # In a folder with the sticky bit nobody renames what is another's; into the store itself nobody may add.
+            # In a folder with the sticky bit only an owner may rename; to the store itself only its owner may add.
             if mode & stat.S_IWOTH and (place == self.root or not mode & stat.S_ISVTX):
                 _say_once(f"anybody may write to {place}: what they put into the store at {self.root} would be read as "
                           f"yours (chmod o-w {place})")  # fmt: skip
@@ -141,18 +143,18 @@ class Store:
             kind: the noun it is filed under.
             key: everything that its content depends on, JSON-able.
             builder: writes the files into the empty folder it is given.
-            waiting: told once, in words, if another process is building the same artifact.
+            waiting: called once with a message if another process is building the same artifact.
 
         Raises:
             UserError: no room or no permission to write; whatever was half-written is removed.
         """
         path = self.path(kind, key)
         self.warn_if_shared()
-        if self._whole(path):
+        if self._is_whole(path):
             return path
         try:
             with self.locked(path, f"building {kind}/{path.name}", waiting):
-                if self._whole(path):
+                if self._is_whole(path):
                     return path
                 self._build_into(path, kind, key, builder)
         except OSError as error:
@@ -185,7 +187,7 @@ class Store:
 
     @staticmethod
     def locked(path: Path, doing: str, waiting: Callable[[str], None] | None) -> AbstractContextManager[Any]:
-        """Hold ``path``'s lock among processes; ``waiting`` is told what another is ``doing`` if it holds it."""
+        """Hold ``path``'s lock among processes; ``waiting`` is called with what another is ``doing`` if it holds it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         try:
@@ -197,8 +199,8 @@ class Store:
 
     def _build_into(self, path: Path, kind: str, key: Mapping[str, Any], builder: Callable[[Path], None]) -> None:
         # The lock is ours: whatever lies beside it under this name was left by a process that died.
-        for left in path.parent.glob(f"{path.name}.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in path.parent.glob(f"{path.name}.partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         if path.exists():
             self._away(path)
         partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
@@ -225,7 +227,7 @@ class Store:
             os.replace(partial, path)
             _fsync(path.parent)
         except BaseException as error:
-            full = self._is_full(error)  # asked before what fills it is removed
+            full = self._is_full(error)  # before what fills it is removed
             shutil.rmtree(partial, ignore_errors=True)
             if full:
                 raise UserError(self._full(kind)) from error
@@ -233,48 +235,49 @@ class Store:
 
     def artifacts(self, kind: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact, oldest first; one whose manifest cannot be read is ``damaged`` and has no key."""
-        found = []
+        artifacts = []
         for path in self.root.glob(f"{kind or '*'}/*"):
             if _NAME.fullmatch(path.name) and path.is_dir():
                 try:
-                    found.append(Artifact(path=path, **_manifest(path)))
+                    artifacts.append(Artifact(path=path, **_manifest(path)))
                 except (OSError, ValueError):
                     if path.exists():  # else it was removed between the two looks
                         unknown = {MANIFEST: {"bytes": 0, "sha256": None}}
-                        found.append(Artifact(path, path.parent.name, key={}, created="", seconds=0, files=unknown))
-        yield from sorted(found, key=lambda artifact: (artifact.created, artifact.path.name))
+                        artifacts.append(Artifact(path, path.parent.name, key={}, created="", seconds=0, files=unknown))
+        yield from sorted(artifacts, key=lambda artifact: (artifact.created, artifact.path.name))
 
     def leftovers(self, remove: bool = False) -> list[Path]:
         """Folders half-written by processes that died; those that are being written are not among them."""
-        found = []
+        folders = []
         for partial in sorted(self.root.glob("*/*.partial-*")):
             lock = FileLock(partial.with_name(f"{partial.name.split('.')[0]}.lock"))
             try:
                 with lock.acquire(blocking=False):
-                    found.append(partial)
+                    folders.append(partial)
                     if remove:
                         shutil.rmtree(partial, ignore_errors=True)
             except OSError:  # its lock is held (a Timeout is one), or cannot be taken in a store that is only read
                 continue
-        return found
+        return folders
 
     def damaged(self, artifact: Artifact) -> list[str]:
         """The files of an artifact that are missing or whose checksum differs, each of them read again."""
         return [name for name, file in artifact.files.items() if not _same(artifact.path / name, file, _read_sha256)]
 
     def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact's folder."""
         self._away(artifact.path)
 
     @staticmethod
     def _away(path: Path) -> None:
-        # Renamed first: a reader sees the artifact whole or not at all.
-        gone = path.with_name(f"{path.name}.partial-removed-{os.getpid()}")
-        os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        # Renamed first: a reader sees the complete artifact or none.
+        trash = path.with_name(f"{path.name}.partial-removed-{os.getpid()}")
+        os.replace(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     @staticmethod
-    def _whole(path: Path) -> bool:
-        """Present, and every file as its manifest says; what is damaged is said."""
+    def _is_whole(path: Path) -> bool:
+        """Whether it is there with every file as in its manifest; what is damaged is reported."""
         try:
             files = _manifest(path)["files"]
             damaged = [name for name, file in files.items() if not _same(path / name, file, file_sha256)]
@@ -286,15 +289,17 @@ class Store:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What an artifact's manifest says.
+    """The manifest of an artifact.
 
     Raises:
         OSError, ValueError: it cannot be read, or is not what was written.
     """
     try:
-        found = without_sum(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-        files = found["files"].items()
-        if found.keys() != _FIELDS.keys() or not all(isinstance(found[name], kind) for name, kind in _FIELDS.items()):
+        manifest = without_sum(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        files = manifest["files"].items()
+        if manifest.keys() != _FIELDS.keys() or not all(
+            isinstance(manifest[name], kind) for name, kind in _FIELDS.items()
+        ):
             raise ValueError("it has other fields")
         if not all(file.keys() == {"bytes", "sha256"} and isinstance(file["bytes"], int) for _, file in files):
             raise ValueError("its files have other fields")
@@ -302,7 +307,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path / MANIFEST} is damaged") from error
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name, _ in files):
         raise ValueError(f"{path / MANIFEST} names a file outside its folder")
-    return found
+    return manifest
 
 
 def _same(place: Path, file: Mapping[str, Any], sha256: Callable[[Path], str]) -> bool:

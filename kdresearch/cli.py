@@ -11,7 +11,9 @@ from kdresearch import __version__
 COMMANDS = {
     "train": "train a student, alone or from a teacher; -m sweeps",
     "tune": "tune control and method alike on validation rows, then train and compare both",
+    "sweep": "how far the cells of a sweep have come",
     "report": "compare runs: table, plots, page",
+    "compare": "compare systems item by item: our runs, or anybody's scores",
     "predict": "classify texts with a trained student",
     "generate": "make pseudo-samples and see what a teacher says of them",
     "store": "list, verify and remove what is kept (corpora, encodings, teachers, their outputs)",
@@ -27,7 +29,7 @@ examples:
   kdresearch train student=textcnn strategy=soft_label seed=1
   kdresearch train -m student=bilstm strategy=supervised,soft_label seed=1,2,3
   kdresearch report sweeps
-  kdresearch predict sweeps/2026-01-01/12-00-00/0 "a fine film"
+  kdresearch predict runs/2026-01-01/12-00-00 "a fine film"
 
 kdresearch COMMAND --help tells more of each. What is costly is kept in KDRESEARCH_HOME (else the platform's cache).
 """
@@ -56,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as stopped:
+        if not isinstance(stopped.code, int):
+            raise
+        return stopped.code
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing more can be written to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -89,19 +89,19 @@ def hub_reachable(timeout: float = 3.0) -> bool:
 def reachable(endpoint: str, timeout: float = 3.0) -> bool:
     """Whether a server answers at all, within so many seconds.
 
-    A thread of its own, because looking up a name knows no timeout, and the client of the Hub, because it knows the
+    A thread of its own, because looking up a name has no timeout, and the client of the Hub, because it uses the
     user's proxies.
     """
     from huggingface_hub import get_session
 
     answered = threading.Event()
 
-    def ask() -> None:
+    def connect() -> None:
         with suppress(Exception):
             get_session().head(endpoint, timeout=timeout)
             answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout)
+    connection = threading.Thread(target=connect, daemon=True)
+    connection.start()
+    connection.join(timeout)
     return answered.is_set()

@@ -33,7 +33,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 TRUST = "KDRESEARCH_TRUST"  # environment: prefixes of modules, comma separated
 COMPONENTS = "kdresearch.components"  # the entry points of installed packages that name modules or classes
 _ROOMS = ("kdresearch.models", "kdresearch.data.tokenizers")
-_PARTS = {"model": dict, "tokenizer": dict, "classes": list, "about": dict}
+_FIELDS = {"model": dict, "tokenizer": dict, "classes": list, "about": dict}
 _ELSEWHERE = ("path", "vectors")  # settings that name other files: what is saved has none
 _trusted: set[str] = set()
 
@@ -46,13 +46,13 @@ class Package:
     tokenizer: Any
     classes: tuple[str, ...]
     fingerprint: str
-    about: dict[str, Any]
+    provenance: dict[str, Any]
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Class probabilities [N, C] of N texts, in their order; texts of about one length are read together.
 
         Raises:
-            UserError: the model answers with what is no number.
+            UserError: the model answers with NaN or an infinite number.
         """
         import numpy as np
         import torch
@@ -79,12 +79,12 @@ class Package:
 
 
 def save(
-    folder: Path, model: nn.Module, tokenizer: Any, classes: tuple[str, ...], about: dict[str, Any] | None = None
+    folder: Path, model: nn.Module, tokenizer: Any, classes: tuple[str, ...], provenance: dict[str, Any] | None = None
 ) -> None:
     """Write a package.
 
     Args:
-        about: where it comes from (free, JSON-able); not part of its fingerprint.
+        provenance: where it comes from (free, JSON-able); not part of its fingerprint.
     """
     from safetensors.torch import save_file
 
@@ -96,7 +96,7 @@ def save(
         "model": {"class": _name(model), "config": model.config},
         "tokenizer": {"class": _name(tokenizer), "config": tokenizer.settings},
         "classes": list(classes),
-        "about": about or {},
+        "about": provenance or {},
         "files": {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)},
     }
     _write(folder, described)
@@ -132,8 +132,8 @@ def located(path: str | Path) -> Path:
         files = (candidate / WEIGHTS).is_file() and (candidate / CONFIG).is_file()
         if files and "classes" in _description(candidate):  # a model folder of another kind has no class names
             return candidate
-    what = "holds no finished run and no package" if folder.exists() else "does not exist"
-    raise UserError(f"{folder} {what} (looked for {CONFIG} and {WEIGHTS} in it and in its student/)")
+    fault = "holds no finished run and no package" if folder.exists() else "does not exist"
+    raise UserError(f"{folder} {fault} (looked for {CONFIG} and {WEIGHTS} in it and in its student/)")
 
 
 def load(path: str | Path) -> Package:
@@ -144,11 +144,11 @@ def load(path: str | Path) -> Package:
             imported here.
     """
     folder = located(path)
-    whole = fingerprint(folder)
+    identity = fingerprint(folder)
     description = _description(folder)
     tokenizer = _tokenizer(folder, description["tokenizer"])
     model = _model(folder, description["model"])
-    return Package(model, tokenizer, tuple(description["classes"]), whole, description["about"])
+    return Package(model, tokenizer, tuple(description["classes"]), identity, description["about"])
 
 
 def outline(path: str | Path) -> tuple[Model, Any]:
@@ -162,7 +162,7 @@ def outline(path: str | Path) -> tuple[Model, Any]:
     folder = located(path)
     description = _description(folder)
     with torch.device("meta"):
-        model: Model = _made(folder, description["model"])
+        model: Model = _build_model(folder, description["model"])
     return model, _tokenizer(folder, description["tokenizer"])
 
 
@@ -175,14 +175,14 @@ def _model(folder: Path, saved: dict[str, Any]) -> Any:
         with safe_open(str(folder / WEIGHTS), "pt") as weights:
             shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         with torch.device("meta"):  # a configuration may ask for more memory than its weights do: none is taken yet
-            planned = _made(folder, saved)
-            with suppress(RuntimeError):  # a buffer may take the file's shape; whatever else differs is told below
-                planned.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()})
-        outline = {name: tuple(tensor.shape) for name, tensor in planned.state_dict().items()}
-        if shapes != outline:
-            name = next(name for name in [*outline, *shapes] if outline.get(name) != shapes.get(name))
-            raise RuntimeError(f"{name} is {shapes.get(name, 'absent')} and not {outline.get(name, 'expected')}")
-        model = _made(folder, saved)
+            skeleton = _build_model(folder, saved)
+            with suppress(RuntimeError):  # a buffer may take the file's shape; any other difference raises below
+                skeleton.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()})
+        expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+        if shapes != expected:
+            name = next(name for name in [*expected, *shapes] if expected.get(name) != shapes.get(name))
+            raise RuntimeError(f"{name} is {shapes.get(name, 'absent')} and not {expected.get(name, 'expected')}")
+        model = _build_model(folder, saved)
         model.load_state_dict(load_file(str(folder / WEIGHTS)))
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
@@ -191,10 +191,10 @@ def _model(folder: Path, saved: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def _made(folder: Path, saved: dict[str, Any]) -> Any:
+def _build_model(folder: Path, saved: dict[str, Any]) -> Any:
     from torch import nn
 
-    kind = _class(saved, folder, lambda found: issubclass(found, nn.Module))
+    kind = _class(saved, folder, lambda candidate: issubclass(candidate, nn.Module))
     try:
         return kind(**saved["config"])
     except UserError:
@@ -203,9 +203,13 @@ def _made(folder: Path, saved: dict[str, Any]) -> Any:
         raise UserError(f"{folder} does not fit the {saved['class']} of this installation: {error}") from error
 
 
+def _is_tokenizer(kind: type) -> bool:
+    return all(hasattr(kind, method) for method in ("encode", "save", "load"))
+
+
 def _tokenizer(folder: Path, saved: dict[str, Any]) -> Any:
     name, settings, files = saved["class"], saved["config"], folder / TOKENIZER
-    kind = _class(saved, folder, lambda found: all(hasattr(found, needed) for needed in ("encode", "save", "load")))
+    kind = _class(saved, folder, _is_tokenizer)
     try:
         if name.endswith(".PretrainedTokenizer"):
             return kind(path=files, **settings)
@@ -231,13 +235,13 @@ def fingerprint(folder: Path) -> str:
     recorded = description.pop("files", sums)  # packages of earlier versions have no checksums
     for name in {**recorded, **sums}:
         if recorded.get(name) != sums.get(name):
-            what = "is missing" if name not in sums else "is damaged: it is not the file that was saved"
-            raise UserError(f"{folder / name} {what} ({CONFIG} has its checksum)")
+            fault = "is missing" if name not in sums else "is damaged: it is not the file that was saved"
+            raise UserError(f"{folder / name} {fault} ({CONFIG} has its checksum)")
     description.pop("about")
-    whole = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for each in sums.values():
-        whole.update(each.encode())
-    return whole.hexdigest()[:24]
+    content = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for checksum in sums.values():
+        content.update(checksum.encode())
+    return content.hexdigest()[:24]
 
 
 def classes(folder: Path) -> tuple[str, ...]:
@@ -261,29 +265,30 @@ def _write(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    """What a package says of itself; UserError unless it is what was written, of the known fields and types."""
+    """The description of a package; UserError unless it is what was written, with the fields and types it must have."""
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(description, dict):
             raise ValueError("it is no JSON object")
-        if "classes" not in found:  # a model folder of another kind
-            return found
-        found = without_sum(found)
-        if lost := [name for name in _PARTS if name not in found]:
+        if "classes" not in description:  # a model folder of another kind
+            return description
+        description = without_sum(description)
+        if lost := [name for name in _FIELDS if name not in description]:
             raise ValueError(f"it lacks {lost[0]!r}")
-        if unknown := found.keys() - _PARTS.keys() - {"files"}:
+        if unknown := description.keys() - _FIELDS.keys() - {"files"}:
             raise ValueError(f"it has an unknown entry {min(unknown)!r}")
-        for name, kind in {**_PARTS, "files": dict}.items():
-            if not isinstance(found.get(name, {}), kind):
+        for name, kind in {**_FIELDS, "files": dict}.items():
+            if not isinstance(description.get(name, {}), kind):
                 raise ValueError(f"{name!r} is no JSON {'array' if kind is list else 'object'}")
         for name in ("model", "tokenizer"):
-            if not (isinstance(found[name].get("class"), str) and isinstance(found[name].get("config"), dict)):
+            entry = description[name]
+            if not (isinstance(entry.get("class"), str) and isinstance(entry.get("config"), dict)):
                 raise ValueError(f"{name!r} has no class and config")
-        if not all(isinstance(name, str) for name in found["classes"]):
-            raise ValueError("a class name is no text")
+        if not all(isinstance(name, str) for name in description["classes"]):
+            raise ValueError("a class name is no string")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} is damaged: {error}") from error
-    return found
+    return description
 
 
 def _name(thing: object) -> str:
@@ -303,16 +308,16 @@ def _class(saved: dict[str, Any], folder: Path, fits: Callable[[type], bool]) ->
     try:
         if not _is_trusted(name):
             raise TypeError
-        found = getattr(importlib.import_module(module), attribute)
-        if not (isinstance(found, type) and _is_trusted(_qualified(found)) and fits(found)):
+        resolved = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(resolved, type) and _is_trusted(_qualified(resolved)) and fits(resolved)):
             raise TypeError
     except TypeError:
         raise UserError(f"{folder / CONFIG} names the class {name}, which is no model or tokenizer") from None
     except Exception as error:
         raise UserError(f"{folder} was saved with {name}, which cannot be imported here ({error})") from error
-    if elsewhere := [each for each in _ELSEWHERE if module.startswith(_ROOMS) and each in saved["config"]]:
+    if elsewhere := [setting for setting in _ELSEWHERE if module.startswith(_ROOMS) and setting in saved["config"]]:
         raise UserError(f"{folder / CONFIG} sets {elsewhere[0]!r} of {name}: a package names no files but its own")
-    return found
+    return resolved
 
 
 def _qualified(kind: type) -> str:
@@ -323,8 +328,8 @@ def _is_trusted(name: str) -> bool:
     """Whether a class may be imported: it is, or lies below, what is trusted."""
     if not re.fullmatch(r"\w+(\.\w+)+", name):
         return False
-    named = [each.strip() for each in os.environ.get(TRUST, "").split(",")]
-    if any(f"{name}.".startswith(f"{each}.") for each in (*_ROOMS, *_trusted, *named) if each):
+    named = [prefix.strip() for prefix in os.environ.get(TRUST, "").split(",")]
+    if any(f"{name}.".startswith(f"{prefix}.") for prefix in (*_ROOMS, *_trusted, *named) if prefix):
         return True
     installed = (point.value.replace(":", ".") for point in entry_points(group=COMPONENTS))  # looks at every package
-    return any(f"{name}.".startswith(f"{each}.") for each in installed)
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in installed)

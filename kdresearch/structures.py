@@ -1,4 +1,4 @@
-"""The vocabulary that every part of the framework speaks: batches, outputs, models and teachers.
+"""The types that all parts of the framework share: batches, outputs, models and teachers.
 
 Shapes: B rows, T tokens, D features, C classes, H heads, L layers.
 """
@@ -26,8 +26,9 @@ class Tokens(NamedTuple):
     words: Tensor | None = None  # [B, T] int64: the word of the text that a token belongs to, -1 for none
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tokens:
+        """The same tokens on ``device``."""
         words = self.words if self.words is None else self.words.to(device, non_blocking=non_blocking)
-        ids, mask = (each.to(device, non_blocking=non_blocking) for each in (self.ids, self.mask))
+        ids, mask = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.ids, self.mask))
         return Tokens(ids, mask, words)
 
 
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     Text is ``Tokens``; another model's inputs are whatever it reads.
     """
 
-    index: Any  # [B] int64: the row's place in the data, by which knowledge is joined; None where nothing says it
+    index: Any  # [B] int64: the row's place in the data, by which knowledge is joined; None where it is unknown
     label: Tensor  # [B] int64, UNLABELLED where there is none
     student: Any
     teacher: Any = None
@@ -46,15 +47,15 @@ class Batch(NamedTuple):
 class Reading(NamedTuple):
     """How the tokens of the two sides correspond."""
 
-    kind: str = "same"  # the same tokens; words: others of the same words, told by Tokens.words; apart: no telling
-    why: str = ""  # where they are apart
+    kind: str = "same"  # the same tokens; words: other tokens of the same words (Tokens.words); apart: neither
+    reason: str = ""  # why they are apart
 
 
 SAME = Reading()
 
 
 class Outputs(NamedTuple):
-    """What a model gives; a field that was not asked for is None."""
+    """What a model gives; a field outside ``needs`` is None."""
 
     logits: Tensor | None = None  # [B, C]
     pooled: Tensor | None = None  # [B, D]: the vector that the classifier reads
@@ -64,7 +65,7 @@ class Outputs(NamedTuple):
     embeddings: Tensor | None = None  # [B, T, E]: what the logits are computed from, twice differentiable
     sensitivity: Tensor | None = None  # [B, T, E]: d(logit of the predicted class) / d(embeddings), of a teacher
     members: tuple[Outputs, ...] | None = None  # of an ensemble, each member's own
-    mask: Tensor | None = None  # [B, T] bool, of the tokens that the token-level fields speak of
+    mask: Tensor | None = None  # [B, T] bool, of the tokens of the token-level fields
 
 
 FIELDS = frozenset({"logits", "pooled", "hidden", "attention", "qkv", "embeddings"})
@@ -98,7 +99,7 @@ class Signature:
     """What a model or a teacher can give, known before it is built with weights, trained or loaded."""
 
     fields: frozenset[str]  # of Outputs
-    width: int = 0  # D of pooled, and of hidden from layer 1 on unless ``widths`` says otherwise
+    width: int = 0  # D of pooled, and of hidden from layer 1 on unless ``widths`` is given
     depth: int = 0  # layers: hidden has depth + 1 entries
     heads: int = 0  # 0 without attention
     embedding_width: int = 0  # E of embeddings and of hidden[0]; 0 where neither is given
@@ -128,7 +129,8 @@ class Model(Protocol):
     """An ``nn.Module`` that reads a batch's inputs; student or teacher alike; see ``models.model.TextModel``."""
 
     @property
-    def signature(self) -> Signature: ...
+    def signature(self) -> Signature:
+        """What it gives, known before it is trained."""
 
     config: dict[str, Any]  # plain constructor arguments, enough to build it again
 
@@ -137,8 +139,8 @@ class Model(Protocol):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at the labelled training rows once, before training."""
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from word vectors [V, E] where ``known`` [V] says; UserError without a table of them."""
+    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
+        """Start from word vectors [V, E] in the rows of ``has_vector`` [V]; UserError without a table of them."""
 
     def look_at(self, inputs: Any) -> None:
         """Read inputs of some rows once, where the signature is not ``measured`` without them."""
@@ -148,15 +150,17 @@ class Teacher(Protocol):
     """Whatever answers a batch like a frozen model: live, recorded, an ensemble."""
 
     @property
-    def signature(self) -> Signature: ...
+    def signature(self) -> Signature:
+        """What it gives."""
 
     def __call__(self, batch: Batch, needs: frozenset[str] = LOGITS) -> Outputs: ...
 
-    def to(self, device: torch.device | str) -> Teacher: ...
+    def to(self, device: torch.device | str) -> Teacher:
+        """The same teacher with its tensors on ``device``."""
 
 
 def check_needs(model: Model, needs: frozenset[str]) -> None:
-    """Raise ValueError where a model is asked for a field that it does not provide."""
+    """Raise ValueError where ``needs`` has a field that the model does not provide."""
     signature = model.signature
     if missing := needs - signature.fields:
         raise ValueError(
@@ -204,8 +208,8 @@ def as_batch(rows: Any) -> Batch:
         label, index = rows[names[0]], rows.get("index")
         inputs: Any = {name: value for name, value in rows.items() if name not in (*LABELS, "index")}
     elif isinstance(rows, list | tuple) and len(rows) in (2, 3):
-        inputs, label, *more = rows
-        index = more[0] if more else None
+        inputs, label, *rest = rows
+        index = rest[0] if rest else None
     else:
         raise UserError(f"a batch is {_FORMS}, not a {type(rows).__name__}")
     if not isinstance(label, Tensor) or label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
@@ -225,7 +229,7 @@ def index_of(batch: Batch, reader: str) -> Tensor:
     """
     if batch.index is None:
         raise UserError(
-            f"{reader} knows rows by their number, and these batches have none: let the data give "
+            f"{reader} identifies rows by their number, and these batches have none: let the data give "
             "(inputs, labels, index), or a mapping with index"
         )
     index: Tensor = batch.index

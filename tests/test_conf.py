@@ -79,7 +79,9 @@ def test_every_option_composes_and_resolves(option: str) -> None:
     group = option.rsplit("/", 1)[0]
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    assert OmegaConf.is_dict(OmegaConf.select(cfg, group.replace("/", "."))) or group == "experiment"
+    assert OmegaConf.is_dict(OmegaConf.select(cfg, group.replace("/", "."))) or group.startswith(
+        ("experiment", "hydra/")
+    )
 
 
 @pytest.mark.parametrize("option", CHOICES)

@@ -68,7 +68,7 @@ def test_what_was_saved_answers_the_same(kind: str, tmp_path: Path) -> None:
     assert expected.std() > 0.01  # else anything would do
     assert torch.equal(logits(loaded.model, loaded.tokenizer, texts), expected)
     assert loaded.classes == CLASSES
-    assert loaded.about == {"run": "one"}
+    assert loaded.provenance == {"run": "one"}
     assert not loaded.model.training
 
 

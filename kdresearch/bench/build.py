@@ -54,6 +54,19 @@ def look_at_data(student: Model, data: TextDataModule, solved: bool = False) -> 
         student.load_vectors(*vectors)
 
 
+def check_length(student: Model, data: TextDataModule) -> None:
+    """Raise UserError for rows of more tokens than the student has positions, before a teacher is paid for."""
+    for name, module in student.named_modules():  # type: ignore[attr-defined]
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            longest = int(data.student_rows.lengths(data.used).max())
+            if longest > positions:
+                raise UserError(
+                    f"a row has {longest:,} tokens, and the student positions for {positions:,}: "
+                    f"give student.tokenizer.max_length={positions} or less"
+                )
+
+
 def check_unlabelled(plan: Plan, module: Distiller, data: TextDataModule) -> bool:
     """Refuse rows without labels where they teach nothing; whether the teacher is to filter pseudo-samples."""
     samples, options = plan.samples, plan.options

@@ -75,16 +75,15 @@ class Component:
     def partial(self, name: str) -> Callable[..., Any]:
         """What calls the constructor with its first arguments, the settings following; it refuses as ``build`` does."""
         settings = {key: _built(value, f"{name}.{key}") for key, value in self.settings.items()}
+        return functools.partial(self._call, name, settings)  # which goes to other processes
 
-        def make(*arguments: Any) -> Any:
-            try:
-                return self.constructor(*arguments, **settings)
-            except UserError:
-                raise
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{name}: {self._explanation(error)}") from error
-
-        return make
+    def _call(self, name: str, settings: Mapping[str, Any], *arguments: Any) -> Any:
+        try:
+            return self.constructor(*arguments, **settings)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {self._explanation(error)}") from error
 
     def _explanation(self, error: BaseException) -> str:
         text = " ".join(str(error).split())

@@ -12,14 +12,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from kdresearch.bench.budget import Budget, check_budget, limits
+from kdresearch.bench.checkpoints import BEST, LAST, BestCheckpoint, CheckpointFiles, LastCheckpoint, tidy
 from kdresearch.bench.components import Component
 from kdresearch.bench.context import Context
 from kdresearch.bench.plan import Plan
-from kdresearch.bench.resume import LastCheckpoint, RandomState, StopAfter
+from kdresearch.bench.processes import PrepareProcess, make_trainer, process_errors
+from kdresearch.bench.resume import RandomState, StopAfter, StopAtNonFinite
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.task import CLASSIFICATION
@@ -75,7 +77,15 @@ def fit(
     callbacks = _callbacks(plan, context)
     trainer = _trainer(
         plan,
-        callbacks=[Budget.of(plan, unlabelled, context.say), best, last, RandomState(), *callbacks],
+        callbacks=[
+            PrepareProcess(plan),
+            Budget.of(plan, unlabelled, context.say),
+            StopAtNonFinite(),  # before what it would spoil is kept
+            best,
+            last,
+            RandomState(),
+            *callbacks,
+        ],
         logger=list(loggers),
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -88,32 +98,30 @@ def fit(
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it at every step
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        with process_errors():
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     finally:
         gc.unfreeze()  # else a sweep in one process would keep every job's models
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    for checkpoint, name in ((best, "best.ckpt"), (last, "last.ckpt")):
-        if not checkpoint.best_model_path:  # max_steps came before the first validation: the end is all there is
-            trainer.save_checkpoint(checkpoints / name)
-    return _load_best(module, checkpoints, trainer.global_step)
+    fitted = _load_best(module, checkpoints, trainer.global_step)
+    tidy(checkpoints)
+    return fitted
 
 
 def _load_best(module: Distiller, checkpoints: Path, steps: int) -> Fitted:
-    best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+    best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    last = torch.load(checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)
     # Under ddp_spawn and ddp_fork the updates were counted in other processes.
     return Fitted(max(steps, int(last["global_step"])), int(best["epoch"]) + 1)
 
 
-def _checkpoints(plan: Plan, folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+def _checkpoints(plan: Plan, folder: Path) -> tuple[BestCheckpoint, LastCheckpoint]:
     """What keeps the best epoch, and what keeps the last one to go on from."""
     monitor, mode = plan.selection.monitor, plan.selection.mode
     if plan.selection.stop_after is not None:
         monitor, mode = "epoch", "max"  # the last one is the best
     settings: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **settings)
+    best = BestCheckpoint(filename=Path(BEST).stem, monitor=monitor, mode=mode, **settings)
     return best, LastCheckpoint(every_n_train_steps=plan.checkpoint_every, **settings)
 
 
@@ -136,8 +144,12 @@ def _own_callbacks(plan: Plan) -> list[Callback]:
 
 
 def _trainer(plan: Plan, **arguments: Any) -> pl.Trainer:
-    settings = {name: value for name, value in plan.trainer.items() if name != "callbacks"}
+    settings = {name: value for name, value in plan.trainer.items() if name not in ("callbacks", "plugins")}
+    plugins = plan.trainer.get("plugins") or []
+    settings["plugins"] = [*(plugins if isinstance(plugins, list | tuple) else [plugins]), CheckpointFiles()]
     try:
-        return pl.Trainer(**(_FIXED | settings | limits(plan) | arguments))
+        return make_trainer(**(_FIXED | settings | limits(plan) | arguments))
+    except UserError:
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__
 from kdresearch.bench import identity
+from kdresearch.bench.checkpoints import checkpoint_to_resume
+from kdresearch.bench.contents import CHECKPOINTS, CURVES, ENDS, FINISHED, damage, file_sums, place_of_record, settle
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.schema import METRICS, PREDICTIONS, RUN, SCHEMA, read_json, write_json
 from kdresearch.bench.surroundings import git, hardware, versions
 
-LAST = Path("checkpoints") / "last.ckpt"
 _KINDS = ("data", "student", "strategy", "teacher", "generator", "transfer")
 
 
@@ -49,16 +51,21 @@ class Record:
 
     Args:
         command: what was typed, or what stands for it.
+
+    Attributes:
+        folder: of the run.
+        draft: where its files grow: in ``folder``, or beside the record of a finished run there until this one ends.
     """
 
     def __init__(self, plan: Plan, folder: Path, command: list[str]) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self.draft = plan, folder, place_of_record(folder)
+        self.draft.mkdir(exist_ok=True)
         self.cell = describe_cell(plan)
         self.name = str(plan.name or f"{self.cell['student']} {self.cell['strategy']} seed {plan.seeds.init}")
         self.phases = Phases()
         self.metrics: dict[str, float] = {}
         self.loggers: list[Logger] = []  # where curves go
-        self._before = read_json(folder / RUN)
+        self._before = read_json(self.draft / RUN)
         self._resumable = False
         self.facts: dict[str, Any] = {
             "schema": SCHEMA,
@@ -81,17 +88,42 @@ class Record:
         if not plan.evaluation.test:
             self.facts["untested"] = True
         for name in (METRICS, PREDICTIONS):  # a record is whole or not there: what an earlier run left goes first
-            (folder / name).unlink(missing_ok=True)
+            (self.draft / name).unlink(missing_ok=True)
+
+    def adopt(self, settings: dict[str, Any], say: Callable[[str], None]) -> bool:
+        """Take over the finished record of the same run in this folder; whether there is one.
+
+        Args:
+            settings: of this run; see ``identify``.
+            say: is called with why one that is there does not do.
+        """
+        facts = read_json(self.folder / RUN)
+        if not self.plan.resume or facts.get("status") != FINISHED:
+            return False
+        tuning = json.loads(json.dumps(self.facts.get("tuning")))  # as it reads once it was written
+        if facts.get("identity") != identity.identity(settings) or facts.get("tuning") != tuning:
+            return False
+        if (reason := damage(self.folder, facts)) is not None:
+            say(f"{self.name}: {self.folder} has a finished record, but {reason}: the run is done again")
+            return False
+        metrics, evaluation = read_json(self.folder / METRICS), self.plan.evaluation
+        unmeasured = evaluation.efficiency and "latency/p50_ms" not in metrics
+        if unmeasured or evaluation.test == bool(facts.get("untested")):
+            return False
+        with suppress(OSError):  # one that was interrupted may lie there
+            self.draft.rmdir()
+        self.facts, self.metrics, self.draft = facts, metrics, self.folder
+        return True
 
     def identify(self, settings: dict[str, Any]) -> None:
-        """Say what the run is; an unfinished run of the same identity in this folder is gone on with."""
+        """Say what the run is; an unfinished run of the same identity is gone on with."""
         name = identity.identity(settings)
         self.facts |= {"identity": name, "method": identity.method(settings), "settings": settings}
-        unfinished = self._before.get("status") != "finished"
+        unfinished = self._before.get("status") not in ENDS
         self._resumable = self.plan.resume and unfinished and self._before.get("identity") == name
         if not self._resumable:
-            for file in ("metrics.csv", RUN):
-                (self.folder / file).unlink(missing_ok=True)
+            for file in (CURVES, RUN):
+                (self.draft / file).unlink(missing_ok=True)
 
     @property
     def group(self) -> str:
@@ -99,10 +131,9 @@ class Record:
         name = "/".join(str(self.cell[kind]) for kind in _KINDS if self.cell.get(kind) not in (None, "none"))
         return f"{name[:107]}~{str(self.facts['method'])[:12]}"
 
-    def checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that the run goes on from, if it does."""
-        last = self.folder / LAST
-        return last if self._resumable and last.exists() else None
+    def checkpoint_to_resume(self, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint that the run goes on from, if it does; ``say`` is told of those that are damaged."""
+        return checkpoint_to_resume(self.draft / CHECKPOINTS, say) if self._resumable else None
 
     def log_metrics(self) -> None:
         """Put the scores of the finished run after its curves, whose last validation has its own."""
@@ -111,8 +142,14 @@ class Record:
             logger.save()
 
     def write(self, status: str) -> None:
-        """Put the record on disk as it stands."""
-        write_json(self.folder / RUN, {"status": status, **self.facts, "seconds": self.phases.seconds})
+        """Put the record on disk as it stands; that of a run with an outcome takes the place of an earlier one."""
+        content = {"status": status, **self.facts, "seconds": self.phases.seconds}
+        if status in ENDS:
+            content["files"] = file_sums(self.draft)
+        write_json(self.draft / RUN, content)
+        if self.draft != self.folder and status in ENDS:
+            settle(self.folder)
+            self.draft = self.folder
 
 
 def describe_cell(plan: Plan) -> dict[str, Any]:

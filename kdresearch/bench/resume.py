@@ -1,4 +1,4 @@
-"""Going on exactly where a killed run stopped, and stopping before the schedule does."""
+"""Going on exactly where a killed run stopped, and stopping before the schedule does: after an epoch, or diverged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+
+from kdresearch.errors import Diverged
 
 
 class RandomState(Callback):
@@ -32,22 +33,6 @@ class RandomState(Callback):
             self._restored = None
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """What a killed run goes on from: the end of each validated epoch and, if asked, every so many updates.
-
-    One that falls on the last update of an epoch waits for the epoch's end: a run that goes on from before it would
-    leave the validation out.
-    """
-
-    def __init__(self, *, every_n_train_steps: int | None = None, **settings: Any) -> None:
-        super().__init__(filename="last", every_n_train_steps=every_n_train_steps, **settings)
-        self._every_n_epochs = 1  # Lightning would have one of the two only
-
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
-        if not (trainer.is_last_batch or trainer.should_stop):
-            super().on_train_batch_end(trainer, *arguments, **named)
-
-
 class StopAfter(Callback):
     """Stop after some epochs; the schedule stays that of all of them."""
 
@@ -62,3 +47,31 @@ class StopAfter(Callback):
 
     def _stop(self, trainer: Trainer, epoch: int) -> None:
         trainer.should_stop = trainer.should_stop or epoch >= self.epochs
+
+
+class StopAtNonFinite(Callback):
+    """Stop a training at the first loss that is no finite number.
+
+    On a GPU it is looked for every ``every`` batches, since a look makes the processor wait for the device.
+
+    Raises:
+        Diverged: there was one.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._seen: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, torch.Tensor):
+            return
+        bad = ~loss.detach().isfinite().all()
+        self._seen = bad if self._seen is None else self._seen | bad
+        if (loss.device.type == "cpu" or trainer.is_last_batch or batch_idx % self.every == 0) and bool(self._seen):
+            raise Diverged(
+                f"the student diverged: in epoch {trainer.current_epoch + 1}, at update {trainer.global_step}, its "
+                "loss is no finite number; lower student.training.learning_rate"
+            )

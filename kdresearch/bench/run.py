@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from lightning.pytorch.loggers import Logger
 
 from kdresearch import __version__, package
 from kdresearch.bench.bounds import check_bounds
-from kdresearch.bench.build import build_model, build_strategy, check_unlabelled, look_at_data
+from kdresearch.bench.build import build_model, build_strategy, check_length, check_unlabelled, look_at_data
+from kdresearch.bench.checkpoints import progress
+from kdresearch.bench.contents import CHECKPOINTS, FINISHED
 from kdresearch.bench.context import Context, prepare_process
 from kdresearch.bench.data import describe_data, open_data, weigh_classes
 from kdresearch.bench.evaluate import Scores, evaluate, measure_cost
 from kdresearch.bench.fit import Fitted, check_training, fit
+from kdresearch.bench.interrupt import Interrupted, full_disk_refused, interruptible
 from kdresearch.bench.knowledge import Knowledge, obtain_knowledge
+from kdresearch.bench.lock import hold
 from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.record import Record
@@ -32,8 +37,9 @@ from kdresearch.bench.start import check_start, start_student
 from kdresearch.bench.teacher import TeacherPackages, check_sources, check_teacher, obtain_teacher, promise_teacher
 from kdresearch.data.account import account_lines
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.errors import Diverged
+from kdresearch.errors import Diverged, UserError
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
+from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Outputs, Signature, Teacher
@@ -76,32 +82,50 @@ def run(
     if plan.teacher is not None:
         check_teacher(plan.teacher)
         check_sources(plan.teacher)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record(plan, folder, sys.argv[1:])
-    if tuning is not None:
-        record.facts["tuning"] = tuning
-    try:
-        _run(plan, record, context, make_loggers)
-    except BaseException as error:
-        record.write(status=status_of(error))
-        raise
-    record.write(status="finished")
+    with interruptible() as outermost, hold(folder), full_disk_refused(folder):
+        record = Record(plan, folder, list(plan.overrides) or sys.argv[1:])  # a launcher's worker has its own argv
+        if tuning is not None:
+            record.facts["tuning"] = tuning
+        try:
+            ran = _run(plan, record, context, make_loggers)
+        except BaseException as error:
+            _leave(record, error, context if outermost else Context())
+            raise
+        if ran:
+            record.write(status=FINISHED)
     return record
+
+
+def _leave(record: Record, error: BaseException, context: Context) -> None:
+    """Say what remains of a run that ended by this, in its record and, where a signal ended it, in a line."""
+    record.facts["reason"] = (str(error).splitlines() or [type(error).__name__])[0]
+    with suppress(OSError):  # on a full disk the record stays as it was
+        record.write(status=status_of(error))
+    if isinstance(error, Interrupted):
+        kept = progress(record.draft / CHECKPOINTS)
+        when = "before its first checkpoint" if kept is None else f"after epoch {kept[0]} (update {kept[1]:,})"
+        context.say(f"{record.name}: interrupted {when}: the same command goes on from there")
 
 
 def status_of(error: BaseException) -> str:
     """What a record says of a run that ended by this."""
     if isinstance(error, Diverged):
         return "diverged"
-    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+    ends = (Interrupted, KeyboardInterrupt, SystemExit)
+    return "interrupted" if isinstance(error, ends) else "failed"
 
 
-def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> None:
+def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers) -> bool:
+    """Go through the phases; False where the folder has the finished record of this very run."""
     phases = record.phases
     with phases("data"):
+        settings = resolve_settings(plan, context)
+        if record.adopt(settings, context.say):
+            context.say(f"{summary(record, CLASSIFICATION.headline)}: already finished (resume=false does it again)")
+            return False
         data = prepare_data(plan, record, context)
     checked = check_signatures(plan, data, context)
-    record.identify(resolve_settings(plan, context))
+    record.identify(settings)
     with phases("generate", plan.samples is not None):
         make_pseudo_samples(plan, data, record, context)
     with phases("teacher", plan.teacher is not None):
@@ -116,6 +140,7 @@ def _run(plan: Plan, record: Record, context: Context, make_loggers: MakeLoggers
     with phases("evaluate"):
         scores = evaluate(plan, module, data, knowledge)
         write_results(plan, module, data, scores, record, context)
+    return True
 
 
 def prepare_data(plan: Plan, record: Record, context: Context) -> TextDataModule:
@@ -139,6 +164,7 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     student = build_model(plan, data)
     module = build_strategy(plan, student, data, None if signature is None else Promise(signature), reading)
     check_start(plan, student, data)
+    check_length(student, data)
     data.least_labelled = module.labelled_share
     solver = build_solver(plan, module, data, context)
     filtered = check_unlabelled(plan, module, data)
@@ -191,9 +217,14 @@ def record_knowledge(
         return None
 
     def obtain(live: bool) -> Knowledge:
-        return obtain_knowledge(
-            plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
-        )
+        try:
+            return obtain_knowledge(
+                plan, packages, data, context, live=live, token_level=checked.token_level, needs=checked.needs
+            )
+        except UserError:
+            raise
+        except ValueError as error:  # of metrics of what is no number
+            raise UserError(f"the teacher {packages.name} cannot teach: {error}") from error
 
     knowledge = obtain(live=checked.live and not checked.filtered)
     if checked.filtered:
@@ -237,19 +268,19 @@ def train(
     context: Context,
 ) -> Fitted:
     """Fit the student, or solve it, with its curves in metrics.csv and wherever else."""
-    resumed = None if checked.solver is not None else record.checkpoint_to_resume()
-    record.loggers = [CurveLogger(record.folder, resumed), *make_loggers(record)]
+    resumed = None if checked.solver is not None else record.checkpoint_to_resume(context.say)
+    record.loggers = [CurveLogger(record.draft, resumed), *make_loggers(record)]
     record.write(status="running")
     if checked.solver is not None:
         return solve(plan, checked.solver, module, data, record, context)
-    return fit(plan, module, data, record.folder, record.loggers, resumed, context)
+    return fit(plan, module, data, record.draft, record.loggers, resumed, context)
 
 
 def write_results(
     plan: Plan, module: Distiller, data: TextDataModule, scores: Scores, record: Record, context: Context
 ) -> None:
     """Predictions, the student's package, metrics."""
-    folder, facts = record.folder, record.facts
+    folder, facts = record.draft, record.facts
     write_predictions(folder / PREDICTIONS, scores.predictions)
     if facts["teacher"] is not None and module.teacher is not None:
         _compare_teacher(record, scores.metrics, module.task.headline, context)
@@ -269,7 +300,7 @@ def write_results(
     record.metrics = scores.metrics | measure_cost(plan, student, data)
     write_json(folder / METRICS, record.metrics)
     record.log_metrics()
-    context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {folder}")
+    context.say(f"{summary(record, module.task.headline)}, {sizes['total']:,} parameters -> {record.folder}")
 
 
 def summary(record: Record, headline: str) -> str:

@@ -11,7 +11,7 @@ from kdresearch.bench.context import Context, teacher_device
 from kdresearch.bench.plan import Plan, Samples
 from kdresearch.data.datamodule import TextDataModule
 from kdresearch.errors import UserError
-from kdresearch.generation.filters import KEPT, Filters
+from kdresearch.generation.filters import ACCEPTED, Filters
 from kdresearch.generation.generator import Generator
 from kdresearch.generation.own_texts import OwnTexts
 from kdresearch.generation.pool import Pool, pool
@@ -70,9 +70,9 @@ def make_pool(plan: Plan, samples: Samples, data: TextDataModule, context: Conte
     facts = {
         "generator": generator.key(),
         "pool": samples_pool.fingerprint,
-        "made": samples_pool.made,
+        "made": samples_pool.generated,
         "seconds": samples_pool.seconds,
-        "samples_per_second": samples_pool.made / samples_pool.seconds if samples_pool.seconds else None,
+        "samples_per_second": samples_pool.generated / samples_pool.seconds if samples_pool.seconds else None,
         "counts": samples_pool.counts,
     }
     return samples_pool, facts
@@ -103,7 +103,7 @@ def filter_by_teacher(
     """Keep those pseudo-samples alone that the teacher's filters let pass; ``facts`` counts what they throw away."""
     filters: Filters = samples.filters.build("generator.filters")
     passed, counts = filters.by_teacher(teacher_probabilities(teacher, data))
-    facts["counts"] = {name: number for name, number in facts["counts"].items() if name != KEPT} | counts
+    facts["counts"] = {name: number for name, number in facts["counts"].items() if name != ACCEPTED} | counts
     context.say(f"pseudo-samples, by the teacher: {describe_counts(counts)}")
     if not passed.any():
         raise UserError(f"the teacher's filters (generator.filters) leave no pseudo-sample: {describe_counts(counts)}")
@@ -113,6 +113,6 @@ def filter_by_teacher(
 
 def describe_counts(counts: dict[str, int]) -> str:
     """Counts of filters in words."""
-    rejected = {name: number for name, number in counts.items() if name != KEPT}
+    rejected = {name: number for name, number in counts.items() if name != ACCEPTED}
     thrown = ", ".join(f"{name} {number:,}" for name, number in rejected.items())
-    return f"{counts[KEPT]:,} kept of {sum(counts.values()):,}; thrown away: {thrown}"
+    return f"{counts[ACCEPTED]:,} kept of {sum(counts.values()):,}; thrown away: {thrown}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,25 @@ class SplitPredictions:
     teacher: Tensor | None  # [N, C] logits
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` when it is whole and on the disk, and goes when it fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a file by JSON, whole or not at all; numbers that JSON lacks become null."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False))
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,10 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_predictions(path: Path, splits: Sequence[SplitPredictions]) -> None:
     """Write ``predictions.parquet``, with a checksum for each page: split, id, label, student and teacher logits."""
-    partial = path.with_name(f".{path.name}.partial")
     table = pa.concat_tables([_table(split) for split in splits])
-    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def _table(split: SplitPredictions) -> pa.Table:

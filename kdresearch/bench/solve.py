@@ -82,7 +82,7 @@ def solve(
     """
     student = module.student
     assert isinstance(student, NgramLinear)
-    shutil.rmtree(record.folder / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
+    shutil.rmtree(record.draft / "checkpoints", ignore_errors=True)  # it is begun again where it was killed
     record.write(status="running")
     started = time.perf_counter()
     epoch = data.epoch_rows()

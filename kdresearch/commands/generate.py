@@ -99,7 +99,7 @@ def _run(composition: Composition, shown: int, out: Path | None) -> None:
     from kdresearch.bench.teacher import check_teacher, promise_teacher
     from kdresearch.commands.compose import plan_of
     from kdresearch.commands.console import progress, say
-    from kdresearch.generation.filters import KEPT, OF_TEACHER, counted
+    from kdresearch.generation.filters import ACCEPTED, OF_TEACHER, count_verdicts
 
     plan, context = plan_of(composition, with_teacher=True), Context(say=say, progress=progress)
     prepare_process(plan)
@@ -114,11 +114,11 @@ def _run(composition: Composition, shown: int, out: Path | None) -> None:
         promise_teacher(plan, data.tokenizer, data.classes, context)  # refuses
     facts = add_samples(plan, plan.samples, data, context)
     texts = data.corpus.all_texts(data.split.generated)
-    probabilities, verdicts, counts = None, np.full(len(texts), KEPT), facts["counts"]
+    probabilities, verdicts, counts = None, np.full(len(texts), ACCEPTED), facts["counts"]
     if plan.teacher is not None:
         probabilities = teacher_probabilities(_teacher(plan, data, context), data)
         verdicts = filters.teacher_verdicts(probabilities)
-        counts = {**facts["counts"], **counted(verdicts, OF_TEACHER)}
+        counts = {**facts["counts"], **count_verdicts(verdicts, OF_TEACHER)}
     _show(texts[:shown], probabilities, verdicts, data.classes)
     print(f"{len(texts):,} samples (pool {facts['pool']}): {describe_counts(counts)}")
     if out is not None:

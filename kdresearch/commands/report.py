@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdresearch.reporting.comparison import Comparison
-    from kdresearch.reporting.records import Found
+    from kdresearch.reporting.records import Records
 
 EXAMPLES = """examples:
   kdresearch report sweeps                        every run below sweeps, written to ./report
-  kdresearch report sweeps/2026-01-31 -o paper    one sweep, written to ./paper
+  kdresearch report sweeps/temperature -o paper   one sweep, written to ./paper
   kdresearch report sweeps --metric macro_f1      another metric on the table's main column
   kdresearch report sweeps --against soft_label   differences to the same student by another strategy
   kdresearch report floor/ sweep/ --no-plots      several folders, tables only
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     return report(arguments.folders, arguments.output, arguments.metric, arguments.against, not arguments.no_plots)
 
 
-def left_out(runs: Found) -> list[str]:
+def left_out(runs: Records) -> list[str]:
     """What the report does not count: how many runs of which kind, then each with its reason. Empty if none."""
     kinds = Counter(record.status for record in runs.unfinished)
     if runs.broken:
@@ -92,7 +92,7 @@ def report(
         warnings.print(note, markup=False, highlight=False, soft_wrap=True)
     if not runs.finished:
         raise UserError(f"no finished run to report on: {notes[0]}")
-    comparisons = compare(runs.finished, metric, against)
+    comparisons = compare(runs.finished, metric, against, runs.unfinished)
     text = table.markdown(comparisons, notes)
 
     pictures = {}

@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
 
-    sys.argv = ["kdresearch train", *arguments]
+    arguments = ["hydra.sweeper.dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
+    sys.argv = [sys.argv[0], *arguments]
     with hydra_refusals(arguments):
         try:
             hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")(job)()
@@ -44,6 +45,7 @@ def job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from kdresearch.bench.sweep import record_failure
     from kdresearch.commands.compose import Composition
     from kdresearch.commands.console import say
 
@@ -54,7 +56,8 @@ def job(cfg: DictConfig) -> float | None:
     except UserError as error:
         if hydra.mode == RunMode.RUN:  # Hydra prints the overrides before an Exception, and this is one line
             raise SystemExit(2) from error
-        say(f"job {hydra.job.num} failed: {error}")
+        say(f"{Path(hydra.runtime.output_dir).name} failed: {error}")
+        record_failure(Path(hydra.runtime.output_dir), str(error))
         raise
     return record.metrics.get(record.plan.selection.monitor)
 

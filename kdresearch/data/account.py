@@ -16,11 +16,11 @@ from kdresearch.structures import UNLABELLED
 ANOTHER_TASK = 0.05
 """The share of a part that may go as copies before the rest is another task than the files state."""
 IMBALANCED = 0.6
-"""The share of the commonest class above which an accuracy alone hides what becomes of the others."""
+"""The share of the commonest class above which an accuracy alone hides the errors on the other classes."""
 
 
 def account(corpus: Corpus, split: Split, label_changes: Mapping[str, int]) -> dict[str, Any]:
-    """What the record says of the rows beside how many they are.
+    """The facts of the rows that the record holds beside their number.
 
     Args:
         label_changes: rows of each part whose label the source had to rewrite.
@@ -43,12 +43,12 @@ def account(corpus: Corpus, split: Split, label_changes: Mapping[str, int]) -> d
         "unvalidated_classes": _names(corpus, train - validation),
         "untrained_classes": _names(corpus, (validation | test) - train),
         "majority": majority,
-        "imbalanced": any(each["share"] > IMBALANCED for each in majority.values()),
+        "imbalanced": any(entry["share"] > IMBALANCED for entry in majority.values()),
     }
 
 
 def account_lines(facts: Mapping[str, Any], conflicts: str = "first") -> list[str]:
-    """One line for each decision that somebody should know of; none where nothing had to be decided.
+    """One line for each decision about the rows that a user should know of; none where there was none.
 
     Args:
         facts: ``account``'s, with ``duplicates_dropped``.
@@ -56,25 +56,29 @@ def account_lines(facts: Mapping[str, Any], conflicts: str = "first") -> list[st
     """
     lines = []
     if changes := facts["labels_normalised"]:
-        told = _counts(changes)
-        lines.append(f"labels of {told} rows had white space around them or decomposed characters: taken as the same")
+        changed_rows = _counts(changes)
+        lines.append(
+            f"labels of {changed_rows} rows had white space around them or decomposed characters: taken as the same"
+        )
     if dropped := {name: number for name, number in facts["duplicates_dropped"].items() if number}:
         lines.append(f"duplicates dropped from training: {_counts(dropped)}")
     for part, share in facts["dropped_share"].items():
         if share > ANOTHER_TASK:
             lines.append(
-                f"WARNING: {share:.1%} of the {part} rows were copies and were dropped: the task is another now, and "
-                "figures of others on these files do not compare"
+                f"WARNING: {share:.1%} of the {part} rows were copies and were dropped: this is another task now, and "
+                "published figures on these files do not compare"
             )
     if clashes := {name: number for name, number in facts["conflicting_labels"].items() if number}:
-        done = {"first": "in training the first copy is kept", "drop": "no copy is trained on"}[conflicts]
-        lines.append(f"texts of several labels: {_counts(clashes)}; {done} (data.conflicts={conflicts})")
+        handling = {"first": "in training the first copy is kept", "drop": "no copy is trained on"}[conflicts]
+        lines.append(f"texts of several labels: {_counts(clashes)}; {handling} (data.conflicts={conflicts})")
     if names := facts["unvalidated_classes"]:
         lines.append(f"trained on, and too rare to be validated: {_few(names)}")
     if names := facts["untrained_classes"]:
         lines.append(f"WARNING: evaluated on without a single training row: {_few(names)}")
     if facts["imbalanced"]:
-        shares = ", ".join(f"{each['share']:.1%} of {part} {each['class']}" for part, each in facts["majority"].items())
+        shares = ", ".join(
+            f"{entry['share']:.1%} of {part} {entry['class']}" for part, entry in facts["majority"].items()
+        )
         lines.append(f"imbalanced: {shares}; read macro-F1 beside accuracy (selection.monitor=val/macro_f1)")
     return lines
 
@@ -112,27 +116,30 @@ def _majority(corpus: Corpus, labels: np.ndarray) -> dict[str, Any]:
 
 def _conflicts(corpus: Corpus, labels: np.ndarray) -> dict[str, int]:
     """Texts, as the source has them."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     rows = {name: corpus.rows(name) for name in ("train", "test")}
     clashing = {}
     for name, index in rows.items():
         clashing[name] = np.unique(corpus.digests(index[label_conflicts(corpus, index)]))
-        found[f"within_{name}"] = len(clashing[name])
+        counts[f"within_{name}"] = len(clashing[name])
     first = [np.unique(corpus.digests(index), return_index=True) for index in rows.values()]
     (shared, here, there) = np.intersect1d(first[0][0], first[1][0], return_indices=True)
     differ = labels[rows["train"][first[0][1][here]]] != labels[rows["test"][first[1][1][there]]]
     within = np.isin(shared, np.concatenate(list(clashing.values())))
-    return found | {"train_and_test": int((differ & ~within).sum())}
+    return counts | {"train_and_test": int((differ & ~within).sum())}
 
 
 def _dropped_share(corpus: Corpus, split: Split) -> dict[str, float]:
-    parts = {"train": ("train_in_", "within_train", "conflicting"), "transfer": ("transfer_in_", "within_transfer")}
+    dropped_kinds = {
+        "train": ("train_in_", "within_train", "conflicting"),
+        "transfer": ("transfer_in_", "within_transfer"),
+    }
     shares = {}
-    for name, kinds in parts.items():
-        gone = sum(number for kind, number in split.dropped.items() if kind.startswith(kinds))
-        source = corpus.parts.get("train" if name == "train" else "unlabelled")
+    for name, kinds in dropped_kinds.items():
+        dropped_rows = sum(number for kind, number in split.dropped.items() if kind.startswith(kinds))
+        source = corpus.parts_by_name.get("train" if name == "train" else "unlabelled")
         if source is not None and (name == "train" or len(split.transfer)):
-            shares[name] = gone / len(source)
+            shares[name] = dropped_rows / len(source)
     return shares
 
 

@@ -15,22 +15,22 @@ from kdresearch.errors import UserError
 class Mixture:
     """Which rows an epoch has: a pure function of the seed and the epoch, as many in each.
 
-    Positions count the labelled rows first, then the others, then the pseudo-samples.
+    Positions count the labelled rows first, then those without labels, then the pseudo-samples.
 
     Args:
-        labelled, others, generated: how many rows there are of each kind.
+        labelled, transfer, generated: rows with labels, real rows without, and pseudo-samples.
         share: of rows without labels in an epoch; labelled ones are repeated, or left out by a sample, to fit. None
             takes every row once, and labelled ones so often that ``least_labelled`` holds.
-        least_labelled: share that labelled rows have at least in an epoch, where ``share`` does not say it.
+        least_labelled: share that labelled rows have at least in an epoch, where ``share`` is None.
         slices: into which the pseudo-samples are cut, the same number in each; an epoch has one of them.
         fresh_every: epochs after which the next slice comes; after the last one the first.
 
     Raises:
-        UserError: a share that is none or of no rows, or more slices than pseudo-samples.
+        UserError: a share outside (0, 1] or of no rows, or more slices than pseudo-samples.
     """
 
     labelled: int
-    others: int = 0
+    transfer: int = 0
     generated: int = 0
     share: float | None = None
     least_labelled: float = 0.0
@@ -41,7 +41,7 @@ class Mixture:
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share <= 1:
             raise UserError(f"data.transfer_share must be above 0 and at most 1, not {self.share}")
-        if self.share is not None and not self.others + self.generated:
+        if self.share is not None and not self.transfer + self.generated:
             raise UserError(
                 f"data.transfer_share={self.share}: there are no rows without labels; data.transfer=unlabelled has "
                 "them, and generator=NAME makes them"
@@ -52,15 +52,15 @@ class Mixture:
     def __call__(self, epoch: int) -> np.ndarray:
         """Positions of the rows of an epoch."""
         size = self.generated // self.slices
-        first = self.labelled + self.others + epoch // self.fresh_every % self.slices * size
-        unlabelled = np.concatenate([np.arange(self.labelled, self.labelled + self.others), first + np.arange(size)])
+        first = self.labelled + self.transfer + epoch // self.fresh_every % self.slices * size
+        unlabelled = np.concatenate([np.arange(self.labelled, self.labelled + self.transfer), first + np.arange(size)])
         labelled = np.arange(self.labelled)
         share = self.share
         if share is None and len(labelled) < self.least_labelled * (len(labelled) + len(unlabelled)):
             share = 1 - self.least_labelled
         if share is not None:
-            wanted = round(len(unlabelled) * (1 - share) / share)
-            times, rest = divmod(wanted, self.labelled)
+            target = round(len(unlabelled) * (1 - share) / share)
+            times, rest = divmod(target, self.labelled)
             sample = np.random.default_rng([self.seed, epoch, 0x51]).permutation(self.labelled)[:rest]
             labelled = np.concatenate([np.tile(labelled, times), sample])
         return np.concatenate([labelled, unlabelled])
@@ -77,10 +77,10 @@ class EpochBatches(Sampler[list[int]]):
 
     Args:
         lengths: [N] tokens of each row.
-        chosen: the positions that an epoch has, as many in each; None takes all rows in every epoch.
+        epoch_positions: the positions that an epoch has, as many in each; None takes all rows in every epoch.
         batches_done: batches that this replica trained on before, so that a resumed run goes on where it stopped.
         bucket: batches of a bucket, at most.
-        labelled: how many positions, the first ones, are those of rows with labels; None does not tell them apart.
+        labelled: how many positions, the first ones, are those of rows with labels; None treats all rows alike.
     """
 
     def __init__(
@@ -95,20 +95,21 @@ class EpochBatches(Sampler[list[int]]):
         mark_repeats: bool = False,
         batches_done: int = 0,
         bucket: int = 100,
-        chosen: Callable[[int], np.ndarray] | None = None,
+        epoch_positions: Callable[[int], np.ndarray] | None = None,
         labelled: int | None = None,
     ) -> None:
         self.labelled = labelled
-        self.chosen = chosen or (lambda epoch: np.arange(len(lengths)))
-        self.size = len(self.chosen(0))
+        self.epoch_positions = epoch_positions or (lambda epoch: np.arange(len(lengths)))
+        self.size = len(self.epoch_positions(0))
         self.lengths, self.batch_size, self.bucket = lengths, batch_size, bucket
         self.seed, self.shuffle = seed, shuffle
         self.replicas, self.rank, self.mark_repeats = replicas, rank, mark_repeats
         self.epoch, self._skip = divmod(batches_done, max(1, len(self)))
         self._skip_epoch = self.epoch
-        self.sampler = self  # Lightning tells the epoch to batch_sampler.sampler
+        self.sampler = self  # Lightning calls batch_sampler.sampler.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next; Lightning calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ class EpochBatches(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """This replica's batches of an epoch."""
-        generator, rows = np.random.default_rng([self.seed, epoch]), self.chosen(epoch)
+        generator, rows = np.random.default_rng([self.seed, epoch]), self.epoch_positions(epoch)
         rows = generator.permutation(rows) if self.shuffle else rows
         # Few rows are cut into four buckets at least: in one alone, a row would have the same company in every epoch.
         bucket = max(1, min(self.bucket, len(rows) // (4 * self.batch_size)))

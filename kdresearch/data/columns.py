@@ -1,11 +1,13 @@
-"""Columns as a source read them, made fit for use: texts that are not empty, labels that are names."""
+"""Columns as a source read them, checked and cleaned: texts that are not empty, labels that are names."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from kdresearch.data.corpus import Row
@@ -15,76 +17,111 @@ _INTEGER = re.compile(r"[+-]?\d+")
 
 
 class Texts(NamedTuple):
-    """The rows of one part, fit for use: no empty text, no missing label."""
+    """The rows of one part, checked: no empty text, no missing label."""
 
     texts: list[str]
     labels: list[str] | None  # None in the unlabelled part
     changes: int = 0  # labels that were written otherwise
 
 
-def vetted(where: str, part: str, texts: Sequence[object], labels: Sequence[object] | None = None) -> Texts:
+def clean_columns(origin: str, part: str, texts: Sequence[object], labels: Sequence[object] | None = None) -> Texts:
     """Check the two columns of a part as they were read; labels become strings without white space around them, in NFC.
 
     Raises:
-        UserError: no rows, a text that is missing, empty, or no text, a label that is missing or no scalar.
+        UserError: no rows, a text that is missing, empty, or no string, a label that is missing or no scalar.
     """
     if not len(texts):
-        raise UserError(f"{where} has no rows")
+        raise UserError(f"{origin} has no rows")
     empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
-    _refuse(where, part, empty, "empty or missing text")
+    _refuse(origin, part, empty, "empty or missing text")
     _refuse(
-        where, part, [row for row, text in enumerate(texts) if not _is_text(text)], "a text that is no valid string"
+        origin, part, [row for row, text in enumerate(texts) if not _is_text(text)], "a text that is no valid string"
     )
     if labels is None:
         return Texts([str(text) for text in texts], None)
     _refuse(
-        where,
+        origin,
         part,
         [row for row, label in enumerate(labels) if _is_missing(label)],
         "no label (hidden test labels belong to data.unlabelled)",
     )
     odd = [row for row, label in enumerate(labels) if not isinstance(label, str | int | float)]
-    _refuse(where, part, odd, "a label that is neither a string nor a number")
+    _refuse(origin, part, odd, "a label that is neither a string nor a number")
     names = [unicodedata.normalize("NFC", str(label).strip()) for label in labels]
     written = sum(name != str(label) for name, label in zip(names, labels, strict=True))
     return Texts([str(text) for text in texts], names, written)
 
 
-def label_changes(parts: Mapping[str, Texts]) -> dict[str, int]:
-    """How many labels of each part were written otherwise; parts of none are left out."""
-    return {part: content.changes for part, content in parts.items() if content.changes}
-
-
 def class_names(
-    where: Mapping[str, str], parts: Mapping[str, Texts], declared: Sequence[str] | None = None
+    origins: Mapping[str, str], texts_by_part: Mapping[str, Texts], declared: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """The classes of the training part: in ``declared`` order, else sorted (by number where all are integers).
 
     Raises:
         UserError: a training part of one class, or a label elsewhere that the training part does not have.
     """
-    found = set(parts["train"].labels or ())
+    training_labels = set(texts_by_part["train"].labels or ())
     if declared is not None:
         normal = (unicodedata.normalize("NFC", name.strip()) for name in declared)
-        names = tuple(name for name in dict.fromkeys(normal) if name in found)
-    elif all(_INTEGER.fullmatch(name) for name in found):
-        names = tuple(sorted(found, key=lambda name: (int(name), name)))
+        names = tuple(name for name in dict.fromkeys(normal) if name in training_labels)
+    elif all(_INTEGER.fullmatch(name) for name in training_labels):
+        names = tuple(sorted(training_labels, key=lambda name: (int(name), name)))
     else:
-        names = tuple(sorted(found))
+        names = tuple(sorted(training_labels))
     if len(names) == 1:
-        raise UserError(f"{where['train']} has one class only, {names[0]!r}: there is nothing to classify")
-    for part, content in parts.items():
+        raise UserError(f"{origins['train']} has one class only, {names[0]!r}: there is nothing to classify")
+    for part, content in texts_by_part.items():
         for row, label in enumerate(content.labels or ()):
-            if label not in found:
-                raise UserError(f"{where[part]}: the label of row {part}/{row} is not in train, {named(label, names)}")
+            if label not in training_labels:
+                raise UserError(
+                    f"{origins[part]}: the label of row {part}/{row} is not in train, {list_choices(label, names)}"
+                )
     return names
 
 
-def numbered(parts: Mapping[str, Texts]) -> Iterator[Row]:
-    """The rows of vetted parts, with their part and number for an id."""
-    for part, (texts, labels, _) in parts.items():
-        for row, text in enumerate(texts):
-            yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
+class ColumnSource(ABC):
+    """A source of one table for each part, of which a column holds the texts and another the labels."""
+
+    synthetic = False
+
+    @abstractmethod
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        """The checked columns of each part, and the classes."""
+
+    @cached_property
+    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        return self._read()
+
+    @property
+    def label_changes(self) -> dict[str, int]:
+        """How many rows of a part had a label with white space around it or of other composition; parts with none are
+        left out.
+        """
+        return {part: content.changes for part, content in self._content[0].items() if content.changes}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The label names of the training part; see ``class_names``."""
+        return self._content[1]
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, part by part, in the order of the tables; its part and number are its id."""
+        for part, (texts, labels, _) in self._content[0].items():
+            for row, text in enumerate(texts):
+                yield Row(part, f"{part}/{row}", text, None if labels is None else labels[row])
+
+
+def require_parts(settings: Mapping[str, object], noun: str) -> None:
+    """Raise UserError where the setting of the training or the test part, a ``noun``, is None."""
+    for part in ("train", "test"):
+        if settings[part] is None:
+            raise UserError(f"data.{part}: a {noun} is required")
+
+
+def refuse_same_column(text: str, label: str) -> None:
+    """Raise UserError where texts and labels would be one column."""
+    if text == label:
+        raise UserError(f"data.text and data.label name the same column, {text!r}")
 
 
 def refuse_twins(origins: Mapping[str, str]) -> None:
@@ -96,7 +133,8 @@ def refuse_twins(origins: Mapping[str, str]) -> None:
         first[origin] = part
 
 
-def named(offending: str, allowed: Sequence[str], most: int = 12) -> str:
+def list_choices(offending: str, allowed: Sequence[str], most: int = 12) -> str:
+    """``choices``, with at most ``most`` of the allowed names written out."""
     if len(allowed) <= most:
         return choices(offending, allowed)
     return f"{offending!r}; one of {len(allowed)}: {', '.join(name[:30] for name in allowed[:most])}, ..."
@@ -116,7 +154,7 @@ def _is_text(text: object) -> bool:
     return True
 
 
-def _refuse(where: str, part: str, rows: Sequence[int], what: str, most: int = 5) -> None:
+def _refuse(origin: str, part: str, rows: Sequence[int], fault: str, most: int = 5) -> None:
     if rows:
         first = ", ".join(f"{part}/{row}" for row in rows[:most]) + (", ..." if len(rows) > most else "")
-        raise UserError(f"{where}: {len(rows)} row{'s' * (len(rows) > 1)} (counted from 0) with {what}: {first}")
+        raise UserError(f"{origin}: {len(rows)} row{'s' * (len(rows) > 1)} (counted from 0) with {fault}: {first}")

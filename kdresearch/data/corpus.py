@@ -21,16 +21,16 @@ from kdresearch.artifacts import Store
 from kdresearch.errors import UserError, choices
 from kdresearch.structures import UNLABELLED
 
-PARTS = ("train", "validation", "test", "unlabelled")
+PART_NAMES = ("train", "validation", "test", "unlabelled")
 FORMAT = 1
 _SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("label", pa.int32()), ("digest", pa.uint64())])
 _CHUNK = 4096
 
 
 class Row(NamedTuple):
-    """One example as a source gives it."""
+    """One example of a source."""
 
-    part: str  # one of PARTS
+    part: str  # one of PART_NAMES
     id: str
     text: str
     label: str | None  # a class name; None in the unlabelled part
@@ -43,12 +43,14 @@ class Source(Protocol):
     synthetic: bool
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
 
     def key(self) -> dict[str, object]:
         """Everything that the rows depend on, JSON-able."""
 
-    def rows(self) -> Iterator[Row]: ...
+    def rows(self) -> Iterator[Row]:
+        """Every row, in an order that depends on ``key`` alone."""
 
 
 def text_digest(text: str) -> int:
@@ -77,6 +79,7 @@ class Part:
             yield self.texts.take(pa.array(rows[first : first + _CHUNK])).to_pylist()
 
     def take_ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The ids of the named rows in order."""
         ids: list[str] = self.ids.take(pa.array(rows)).to_pylist()
         return ids
 
@@ -88,52 +91,53 @@ class Corpus:
     name: str
     synthetic: bool
     classes: tuple[str, ...]
-    parts: dict[str, Part]
+    parts_by_name: dict[str, Part]
     fingerprint: str
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts.values())
+        return sum(len(part) for part in self.parts_by_name.values())
 
     def rows(self, part: str) -> np.ndarray:
         """Corpus-wide indices [N] of a part's rows."""
-        found = self.parts[part]
-        return np.arange(found.start, found.start + len(found))
+        columns = self.parts_by_name[part]
+        return np.arange(columns.start, columns.start + len(columns))
 
     def locate(self, index: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
         """Split corpus-wide indices by part: (part, rows within it, positions within ``index``)."""
-        for part in self.parts.values():
+        for part in self.parts_by_name.values():
             positions = np.flatnonzero((index >= part.start) & (index < part.start + len(part)))
             if len(positions):
                 yield part, index[positions] - part.start, positions
 
     def digests(self, index: np.ndarray) -> np.ndarray:
         """Text digests [N] uint64 of corpus-wide indices [N]."""
-        found = np.empty(len(index), np.uint64)
+        digests = np.empty(len(index), np.uint64)
         for part, rows, positions in self.locate(index):
-            found[positions] = part.digests[rows]
-        return found
+            digests[positions] = part.digests[rows]
+        return digests
 
     def ids(self, index: np.ndarray) -> list[str]:
-        found = np.empty(len(index), object)
+        """The ids of corpus-wide indices [N] in order."""
+        ids = np.empty(len(index), object)
         for part, rows, positions in self.locate(index):
-            found[positions] = part.take_ids(rows)
-        return list(found)
+            ids[positions] = part.take_ids(rows)
+        return list(ids)
 
     def texts(self, index: np.ndarray) -> Iterator[list[str]]:
         """The texts of corpus-wide indices in order, a chunk at a time."""
         for first in range(0, len(index), _CHUNK):
             chunk = index[first : first + _CHUNK]
-            found = np.empty(len(chunk), object)
+            ordered = np.empty(len(chunk), object)
             for part, rows, positions in self.locate(chunk):
-                found[positions] = [text for texts in part.take_texts(rows) for text in texts]
-            yield list(found)
+                ordered[positions] = [text for texts in part.take_texts(rows) for text in texts]
+            yield list(ordered)
 
     def all_texts(self, index: np.ndarray) -> list[str]:
         """The texts of corpus-wide indices in order, at once."""
         return [text for chunk in self.texts(index) for text in chunk]
 
 
-def extended(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> Corpus:
+def extend(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> Corpus:
     """The corpus with a further part of rows without labels, in memory; their ids are ``name/0`` and so on.
 
     Args:
@@ -147,13 +151,13 @@ def extended(corpus: Corpus, name: str, texts: list[str], fingerprint: str) -> C
         labels=np.full(len(texts), UNLABELLED, np.int64),
         digests=np.fromiter(map(text_digest, texts), np.uint64, len(texts)),
     )
-    return replace(corpus, parts={**corpus.parts, name: part})
+    return replace(corpus, parts_by_name={**corpus.parts_by_name, name: part})
 
 
 def text_corpus(texts: Sequence[str]) -> Corpus:
     """Texts without labels as a corpus in memory, by their content."""
     content = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return extended(Corpus("texts", False, (), {}, content), "texts", list(texts), content)
+    return extend(Corpus("texts", False, (), {}, content), "texts", list(texts), content)
 
 
 def load(source: Source, store: Store, say: Callable[[str], None] = lambda _: None) -> Corpus:
@@ -164,7 +168,7 @@ def load(source: Source, store: Store, say: Callable[[str], None] = lambda _: No
     """
     classes = tuple(source.classes)
     key = {"format": FORMAT, "source": source.name, **source.key()}
-    if getattr(source, "label_changes", None):  # what was kept of these rows before had one class more
+    if getattr(source, "label_changes", None):  # what earlier versions stored of these rows had one class more
         key["labels"] = "normalised"
 
     def build(folder: Path) -> None:
@@ -179,30 +183,30 @@ def _write(folder: Path, source: Source, classes: tuple[str, ...]) -> None:
         raise UserError(f"{source.name}: a classifier needs at least two classes, these rows have {list(classes)}")
     number = {name: position for position, name in enumerate(classes)}
     writers: dict[str, pa.ipc.RecordBatchFileWriter] = {}
-    counts = dict.fromkeys(PARTS, 0)
-    seen = np.zeros(len(classes), bool)
+    counts = dict.fromkeys(PART_NAMES, 0)
+    present = np.zeros(len(classes), bool)
     rows = iter(source.rows())
     try:
         while chunk := list(islice(rows, _CHUNK)):
             for part in {row.part for row in chunk}:
-                if part not in PARTS:
-                    raise UserError(f"{source.name}: part {choices(part, PARTS)}")
-                own = [row for row in chunk if row.part == part]
-                batch = _record_batch(own, number, source.name)
+                if part not in PART_NAMES:
+                    raise UserError(f"{source.name}: part {choices(part, PART_NAMES)}")
+                part_rows = [row for row in chunk if row.part == part]
+                batch = _record_batch(part_rows, number, source.name)
                 if part == "train":
-                    seen[np.unique(batch.column("label").to_numpy(zero_copy_only=False))] = True
+                    present[np.unique(batch.column("label").to_numpy(zero_copy_only=False))] = True
                 if part not in writers:
                     writers[part] = pa.ipc.new_file(str(folder / f"{part}.arrow"), _SCHEMA)
                 writers[part].write_batch(batch)
-                counts[part] += len(own)
+                counts[part] += len(part_rows)
     finally:
         for writer in writers.values():
             writer.close()
     for part in ("train", "test"):
         if not counts[part]:
             raise UserError(f"{source.name}: there are no {part} rows")
-    if seen.sum() < 2:
-        raise UserError(f"{source.name}: the training rows have one class only: {classes[int(seen.argmax())]!r}")
+    if present.sum() < 2:
+        raise UserError(f"{source.name}: the training rows have one class only: {classes[int(present.argmax())]!r}")
     (folder / "corpus.json").write_text(json.dumps({"classes": classes, "rows": counts}, indent=1, ensure_ascii=False))
 
 
@@ -232,13 +236,13 @@ def _record_batch(rows: Iterable[Row], number: dict[str, int], name: str) -> pa.
 
 
 def _open(folder: Path, source: Source, classes: tuple[str, ...]) -> Corpus:
-    parts, start = {}, 0
-    for name in PARTS:
+    parts_by_name, start = {}, 0
+    for name in PART_NAMES:
         file = folder / f"{name}.arrow"
         if not file.exists():
             continue
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        parts[name] = Part(
+        parts_by_name[name] = Part(
             name=name,
             start=start,
             ids=table.column("id"),
@@ -247,4 +251,4 @@ def _open(folder: Path, source: Source, classes: tuple[str, ...]) -> Corpus:
             digests=table.column("digest").to_numpy(),
         )
         start += table.num_rows
-    return Corpus(source.name, source.synthetic, classes, parts, fingerprint=folder.name)
+    return Corpus(source.name, source.synthetic, classes, parts_by_name, fingerprint=folder.name)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdresearch.artifacts import Store
 from kdresearch.data.batches import EpochBatches, Mixture
-from kdresearch.data.corpus import Corpus, Source, extended, load
+from kdresearch.data.corpus import Corpus, Source, extend, load
 from kdresearch.data.encoding import EncodedRows, encoded, fitted
 from kdresearch.data.split import Split, labels_of, split
 from kdresearch.data.tokenizers import TextTokenizer, gives_words
@@ -84,7 +84,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed, self.order_seed = split_seed, order_seed
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.carve, self.transfer_share = carve, transfer_share
-        self.least_labelled = 0.0  # of an epoch's rows, where transfer_share does not say it; see ``Mixture``
+        self.least_labelled = 0.0  # of an epoch's rows, where transfer_share is None; see ``Mixture``
         self.slices, self.fresh_every = 1, 1
         self.teacher_rows: EncodedRows | None = None
         self.reading: Literal["same", "words", "apart"] = "apart"  # see read_teacher
@@ -113,7 +113,7 @@ class TextDataModule(LightningDataModule):
         return dict(getattr(self.source, "label_changes", {}))
 
     def prepare(self) -> TextDataModule:
-        """Read, carve, fit and encode; what the store has is opened. Safe to call again, and in every process."""
+        """Read, carve, fit and encode, or open what the store has. Safe to call again, and in every process."""
         if not self._prepared:
             self.corpus = load(self.source, self.store, self.say)
             self.split = split(self.corpus, seed=self.split_seed, **self.carve)
@@ -135,9 +135,9 @@ class TextDataModule(LightningDataModule):
         return encoded(tokenizer, fingerprint, self.corpus, rows, self.store, self.say, words=words)
 
     def read_teacher(self, tokenizer: TextTokenizer, fingerprint: str, *, token_level: bool) -> None:
-        """Read the rows as a live teacher does, too, and find out how the tokens of both sides compare.
+        """Read the rows with a live teacher's tokenizer too, and find out how the tokens of both sides compare.
 
-        ``reading`` says it from then on: ``same``, where every row has the same ids on both sides; ``words``, where
+        ``reading`` is from then on ``same``, where every row has the same ids on both sides; ``words``, where
         the tokens of both name the words of the text that they belong to; else ``apart``.
 
         Args:
@@ -158,7 +158,7 @@ class TextDataModule(LightningDataModule):
             slices, fresh_every: an epoch has one of so many slices, and others after so many epochs; see ``Mixture``.
         """
         first = len(self.corpus)
-        self.corpus = extended(self.corpus, "generated", texts, fingerprint)
+        self.corpus = extend(self.corpus, "generated", texts, fingerprint)
         self.split = replace(self.split, generated=np.arange(first, len(self.corpus)))
         self.labels = labels_of(self.corpus)
         self.slices, self.fresh_every = slices, fresh_every
@@ -173,7 +173,7 @@ class TextDataModule(LightningDataModule):
     @property
     def mixture(self) -> Mixture:
         """Which of the rows that are trained on an epoch has."""
-        numbers = {"labelled": len(self.split.train), "others": len(self.split.transfer)}
+        numbers = {"labelled": len(self.split.train), "transfer": len(self.split.transfer)}
         return Mixture(
             **numbers,
             generated=len(self.split.generated),
@@ -190,28 +190,33 @@ class TextDataModule(LightningDataModule):
         return rows
 
     def setup(self, stage: str | None = None) -> None:
+        """``prepare``, as Lightning calls it."""
         self.prepare()
 
     def rows(self, index: np.ndarray) -> Rows:
+        """Corpus-wide indices [N] as a data set of batches."""
         return Rows(index, self.labels, self.student_rows, self.teacher_rows)
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the rows that are trained on, in another order in each epoch."""
         index = np.concatenate([self.split.trained, self.split.generated])
         batches = EpochBatches(
             self.student_rows.lengths(index),
             self.batch_size,
             seed=self.order_seed,
             batches_done=self.batches_done,
-            chosen=self.mixture,
+            epoch_positions=self.mixture,
             labelled=len(self.split.train),
             **self._replicas(),
         )
         return self._loader(index, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation rows."""
         return self.evaluation(self.split.validation)
 
     def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test rows."""
         return self.evaluation(self.split.test)
 
     def evaluation(self, index: np.ndarray) -> DataLoader[Batch]:
@@ -243,8 +248,10 @@ class TextDataModule(LightningDataModule):
         return {"replicas": trainer.world_size, "rank": trainer.global_rank} if trainer is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Batches that this replica has trained on."""
         assert self.trainer is not None
         return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.total.ready}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches of ``state_dict``."""
         self.batches_done = state_dict["batches_done"]

@@ -57,7 +57,7 @@ def _continue(url: str, part: Path, timeout: float) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if have and error.code == 416:  # the whole file is here already
+        if have and error.code == 416:  # the file is complete already
             return
         raise
     with response:

@@ -41,8 +41,8 @@ def fitted(
     def build(folder: Path) -> None:
         say(f"fitting the {settings['tokenizer']} tokenizer on {len(train):,} rows")
         tokenizer.fit(corpus.texts(np.sort(train)))
-        if tokenizer.size < (wanted := settings.get("size", 0)):
-            say(f"the {settings['tokenizer']} tokenizer has {tokenizer.size:,} entries: the rows give no {wanted:,}")
+        if tokenizer.size < (size := settings.get("size", 0)):
+            say(f"the {settings['tokenizer']} tokenizer has {tokenizer.size:,} entries: the rows give no {size:,}")
         tokenizer.save(folder)
 
     folder = store.build("tokenizer", key, build, waiting=say)
@@ -65,34 +65,34 @@ class EncodedPart:
     ids: np.ndarray  # [offsets[-1]] int32, memory-mapped
     words: np.ndarray | None = None  # [offsets[-1]] int32, memory-mapped: the word of each token
 
-    def same_ids(self, other: EncodedPart) -> bool:
+    def same_ids(self, reference: EncodedPart) -> bool:
         """Whether the same rows were given the same ids."""
-        return self.start == other.start and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("rows", "offsets", "ids")
+        return self.start == reference.start and all(
+            np.array_equal(getattr(self, name), getattr(reference, name)) for name in ("rows", "offsets", "ids")
         )
 
 
 class EncodedRows:
     """Token ids by corpus-wide index."""
 
-    def __init__(self, parts: list[EncodedPart], pad_id: int) -> None:
-        self.parts = parts
+    def __init__(self, encoded_parts: list[EncodedPart], pad_id: int) -> None:
+        self.encoded_parts = encoded_parts
         self.pad_id = pad_id
-        self._starts = np.array([part.start for part in parts])
-        self._with_words = any(part.words is not None for part in parts)
-        self._longest = max((int(np.diff(part.offsets).max(initial=1)) for part in parts), default=1)
+        self._starts = np.array([part.start for part in encoded_parts])
+        self._with_words = any(part.words is not None for part in encoded_parts)
+        self._longest = max((int(np.diff(part.offsets).max(initial=1)) for part in encoded_parts), default=1)
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Tokens of each row [N]."""
-        found = np.empty(len(index), np.int64)
-        for part, here, places in self._found(index):
-            found[here] = part.offsets[places + 1] - part.offsets[places]
-        return found
+        lengths = np.empty(len(index), np.int64)
+        for part, here, places in self._locate(index):
+            lengths[here] = part.offsets[places + 1] - part.offsets[places]
+        return lengths
 
     def tokens(self, index: np.ndarray) -> Tokens:
         """The rows padded to the longest of them, or up to 7 tokens more: ids, mask and, where read, words [B, T]."""
         rows, words = ([np.empty(0, np.int32)] * len(index) for _ in range(2))
-        for part, here, places in self._found(index):
+        for part, here, places in self._locate(index):
             for number, place in zip(here, places, strict=True):
                 row = slice(part.offsets[place], part.offsets[place + 1])
                 rows[number] = part.ids[row]
@@ -100,17 +100,19 @@ class EncodedRows:
                     words[number] = part.words[row]
         return pad(rows, self.pad_id, self._longest, words if self._with_words else None)
 
-    def same_ids(self, other: EncodedRows) -> bool:
+    def same_ids(self, reference: EncodedRows) -> bool:
         """Whether both hold the same rows, and all the same ids for them."""
-        return len(self.parts) == len(other.parts) and all(map(EncodedPart.same_ids, self.parts, other.parts))
+        return len(self.encoded_parts) == len(reference.encoded_parts) and all(
+            map(EncodedPart.same_ids, self.encoded_parts, reference.encoded_parts)
+        )
 
-    def _found(self, index: np.ndarray) -> Iterator[tuple[EncodedPart, np.ndarray, np.ndarray]]:
+    def _locate(self, index: np.ndarray) -> Iterator[tuple[EncodedPart, np.ndarray, np.ndarray]]:
         """Positions within ``index`` by part, and the places of their rows in it; KeyError on a row without tokens."""
         number = np.searchsorted(self._starts, index, side="right") - 1
         if (number < 0).any():
             raise KeyError(f"row {index[number < 0][0]} was not encoded")
         for at in np.unique(number):
-            part, here = self.parts[at], np.flatnonzero(number == at)
+            part, here = self.encoded_parts[at], np.flatnonzero(number == at)
             rows = index[here] - part.start
             places = np.minimum(np.searchsorted(part.rows, rows), len(part.rows) - 1)
             if (wrong := part.rows[places] != rows).any():
@@ -183,11 +185,11 @@ def encoded(
     Raises:
         UserError: words asked of a tokenizer that does not give them.
     """
-    parts = []
+    encoded_parts = []
     for part, rows, _ in corpus.locate(index):
         rows = np.unique(rows)
-        parts.append(_encoded_part(tokenizer, fingerprint, corpus, part, rows, store, say, words))
-    return EncodedRows(parts, tokenizer.pad_id)
+        encoded_parts.append(_encoded_part(tokenizer, fingerprint, corpus, part, rows, store, say, words))
+    return EncodedRows(encoded_parts, tokenizer.pad_id)
 
 
 def _encoded_part(
@@ -221,9 +223,9 @@ def _encoded_part(
 
     folder = store.build("encoded", key, build, waiting=say)
     offsets = np.load(folder / "offsets.npy")
-    found = EncodedPart(part.start, rows, offsets, _flat_file(folder / "ids.bin"))
+    encoded_part = EncodedPart(part.start, rows, offsets, _flat_file(folder / "ids.bin"))
     if not words:
-        return found
+        return encoded_part
     if not gives_words(tokenizer):
         raise UserError(f"the {tokenizer.key()['tokenizer']} tokenizer does not say which word a token belongs to")
 
@@ -234,7 +236,7 @@ def _encoded_part(
                 tokenizer.encode_with_words(texts)[2].tofile(file)
 
     folder = store.build("words", {**key, "words": WORDS}, build_words, waiting=say)
-    return replace(found, words=_flat_file(folder / "words.bin"))
+    return replace(encoded_part, words=_flat_file(folder / "words.bin"))
 
 
 def _flat_file(path: Path) -> np.ndarray:

@@ -8,8 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.columns import Texts, class_names, label_changes, named, numbered, refuse_twins, vetted
-from kdresearch.data.corpus import Row
+from kdresearch.data.columns import (
+    ColumnSource,
+    Texts,
+    class_names,
+    clean_columns,
+    list_choices,
+    refuse_same_column,
+    refuse_twins,
+    require_parts,
+)
 from kdresearch.errors import UserError, choices
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -26,7 +33,7 @@ SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", "
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-class Files:
+class Files(ColumnSource):
     """Rows from files, one file per part; text and label are columns that the user names.
 
     Label names are kept as the file writes them, but for white space around them and the composition of characters
@@ -45,8 +52,6 @@ class Files:
             from ``classes`` and ``rows`` for anything within the files that does not make labelled texts.
     """
 
-    synthetic = False
-
     def __init__(
         self,
         *,
@@ -61,13 +66,10 @@ class Files:
     ) -> None:
         if format is not None and format not in FORMATS:
             raise UserError(f"data.format: {choices(format, FORMATS)}")
-        if text == label:
-            raise UserError(f"data.text and data.label name the same column, {text!r}")
-        given = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
-        self.paths = {part: _file(part, path) for part, path in given.items() if path is not None}
-        for part in ("train", "test"):
-            if part not in self.paths:
-                raise UserError(f"data.{part}: a file is required")
+        refuse_same_column(text, label)
+        paths = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+        require_parts(paths, "file")
+        self.paths = {part: _file(part, path) for part, path in paths.items() if path is not None}
         refuse_twins({part: str(path.resolve()) for part, path in self.paths.items()})
         self.formats = {part: format or _format(part, path) for part, path in self.paths.items()}
         self.text, self.label, self.quoted = text, label, quoted
@@ -78,55 +80,43 @@ class Files:
         files = {part: [self.formats[part], file_sha256(path)] for part, path in self.paths.items()}
         return {"files": files, "text": self.text, "label": self.label, "quoted": self.quoted}
 
-    @property
-    def label_changes(self) -> dict[str, int]:
-        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
-        return label_changes(self._content[0])
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+        texts_by_part = {part: self._read_part(part) for part in self.paths}
+        return texts_by_part, class_names({part: self._origin(part) for part in self.paths}, texts_by_part)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The label names of the training file, sorted; by number where all of them are integers."""
-        return self._content[1]
+    def _read_part(self, part: str) -> Texts:
+        origin, names = self._origin(part), [self.text] if part == "unlabelled" else [self.text, self.label]
+        return clean_columns(
+            origin, part, *read_columns(origin, self.paths[part], self.formats[part], names, self.quoted)
+        )
 
-    def rows(self) -> Iterator[Row]:
-        """Every row, part by part, in the order of the files."""
-        return numbered(self._content[0])
-
-    @cached_property
-    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
-        parts = {part: self._read(part) for part in self.paths}
-        return parts, class_names({part: self._where(part) for part in parts}, parts)
-
-    def _read(self, part: str) -> Texts:
-        where, wanted = self._where(part), [self.text] if part == "unlabelled" else [self.text, self.label]
-        return vetted(where, part, *columns(where, self.paths[part], self.formats[part], wanted, self.quoted))
-
-    def _where(self, part: str) -> str:
+    def _origin(self, part: str) -> str:
         return f"data.{part}: {self.paths[part]}"
 
 
-def columns(
-    where: str, path: Path, format: str, wanted: Sequence[str], quoted: bool = True
+def read_columns(
+    origin: str, path: Path, format: str, names: Sequence[str], quoted: bool = True
 ) -> tuple[list[object], ...]:
     """Columns of a file by name, as they stand there.
 
     Args:
-        where: what an error calls the file.
+        origin: what an error calls the file.
+        names: of the columns.
         format: one of ``FORMATS``.
 
     Raises:
         UserError: a column that is not there, or a file that cannot be read as ``format``.
     """
     if format == "parquet":
-        return _parquet(where, path, wanted)
-    content = decoded(where, path)
+        return _parquet(origin, path, names)
+    content = decode_file(origin, path)
     if format == "jsonl":
-        return _json_lines(where, content, wanted)
-    return _delimited(where, content, wanted, _DELIMITERS[format], quoted)
+        return _json_lines(origin, content, names)
+    return _delimited(origin, content, names, _DELIMITERS[format], quoted)
 
 
-def _file(part: str, given: str | Path) -> Path:
-    path = Path(given).expanduser()
+def _file(part: str, location: str | Path) -> Path:
+    path = Path(location).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
@@ -138,10 +128,10 @@ def _file(part: str, given: str | Path) -> Path:
     )
 
 
-def _listing(folder: Path, wanted: str, most: int = 8) -> str:
-    """The files of a folder, those nearest to the wanted name first."""
+def _listing(folder: Path, target: str, most: int = 8) -> str:
+    """The files of a folder, those with names near to ``target`` first."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    near = difflib.get_close_matches(wanted, names, n=most, cutoff=0.5)
+    near = difflib.get_close_matches(target, names, n=most, cutoff=0.5)
     names = near + [name for name in names if name not in near]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "no files"
 
@@ -152,32 +142,32 @@ def _format(part: str, path: Path) -> str:
     format = SUFFIXES.get(plain[-1]) if plain else None
     if format is None or (format == "parquet" and plain != suffixes):
         raise UserError(
-            f"data.{part}: the suffix of {path} says no known format ({', '.join(SUFFIXES)}; .gz after those of text)"
+            f"data.{part}: the suffix of {path} is of no known format ({', '.join(SUFFIXES)}; .gz after those of text)"
             f"; name it: data.format={'|'.join(FORMATS)}"
         )
     return format
 
 
-def decoded(where: str, path: Path) -> str:
-    """The content of a file of UTF-8, perhaps compressed; UserError says where it ceases to be."""
+def decode_file(origin: str, path: Path) -> str:
+    """The content of a file of UTF-8, perhaps compressed; UserError names the first byte that is not."""
     data = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{where} is no whole gzip file ({error})") from error
+            raise UserError(f"{origin} is not a complete gzip file ({error})") from error
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}, line {line}; "
+            f"{origin} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}, line {line}; "
             "convert it, say with iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
 def _delimited(
-    where: str, content: str, wanted: Sequence[str], delimiter: str, quoted: bool
+    origin: str, content: str, names: Sequence[str], delimiter: str, quoted: bool
 ) -> tuple[list[object], ...]:
     # The strict reader of the standard library, since pyarrow and pandas pass over a stray quotation mark and
     # silently take all rows up to the next one for a single text.
@@ -187,61 +177,63 @@ def _delimited(
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] | None = None
     places: list[int] = []
-    columns: tuple[list[object], ...] = tuple([] for _ in wanted)
+    columns: tuple[list[object], ...] = tuple([] for _ in names)
     line = 1  # where the row at hand starts
     try:
         for fields in reader:
             if not fields:
                 pass  # a blank line
             elif header is None:
-                _require(where, wanted, fields)
-                header, places = fields, [fields.index(name) for name in wanted]
+                _require(origin, names, fields)
+                header, places = fields, [fields.index(name) for name in names]
             elif len(fields) != len(header):
-                raise UserError(f"{where}, line {line}: {len(fields)} fields, the header has {len(header)}")
+                raise UserError(f"{origin}, line {line}: {len(fields)} fields, the header has {len(header)}")
             else:
                 for column, place in zip(columns, places, strict=True):
                     column.append(fields[place])
             line = reader.line_num + 1
     except csv.Error as error:
-        hint = "; if quotation marks mean nothing there: data.quoted=false" if quoted else ""
-        raise UserError(f"{where}: the row that starts at line {line} is malformed ({error}){hint}") from error
+        hint = "; if quotation marks are ordinary characters there: data.quoted=false" if quoted else ""
+        raise UserError(f"{origin}: the row that starts at line {line} is malformed ({error}){hint}") from error
     return columns
 
 
-def _json_lines(where: str, content: str, wanted: Sequence[str]) -> tuple[list[object], ...]:
-    # Not pyarrow: its reader takes strings that look like dates for timestamps, and says no line of an error.
+def _json_lines(origin: str, content: str, names: Sequence[str]) -> tuple[list[object], ...]:
+    # Not pyarrow: its reader takes strings that look like dates for timestamps, and names no line in an error.
     present: dict[str, None] = {}
-    columns: tuple[list[object], ...] = tuple([] for _ in wanted)
+    columns: tuple[list[object], ...] = tuple([] for _ in names)
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}, line {number}: not one JSON object per line ({error})") from error
+            raise UserError(f"{origin}, line {number}: not one JSON object per line ({error})") from error
         if not isinstance(record, dict):
-            raise UserError(f"{where}, line {number}: not one JSON object per line but a {type(record).__name__}")
+            raise UserError(f"{origin}, line {number}: not one JSON object per line but a {type(record).__name__}")
         present.update(dict.fromkeys(record))
-        for column, name in zip(columns, wanted, strict=True):
+        for column, name in zip(columns, names, strict=True):
             column.append(record.get(name))
     if present:
-        _require(where, wanted, list(present))
+        _require(origin, names, list(present))
     return columns
 
 
-def _parquet(where: str, path: Path, wanted: Sequence[str]) -> tuple[list[object], ...]:
+def _parquet(origin: str, path: Path, names: Sequence[str]) -> tuple[list[object], ...]:
     try:
         with pq.ParquetFile(path) as file:
-            _require(where, wanted, file.schema_arrow.names)
-            table = file.read(columns=list(wanted))
+            _require(origin, names, file.schema_arrow.names)
+            table = file.read(columns=list(names))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} is no readable Parquet file ({error})") from error
-    return tuple(table.column(name).to_pylist() for name in wanted)
+        raise UserError(f"{origin} is no readable Parquet file ({error})") from error
+    return tuple(table.column(name).to_pylist() for name in names)
 
 
-def _require(where: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    for name in wanted:
+def _require(origin: str, names: Sequence[str], present: Sequence[str]) -> None:
+    for name in names:
         if name not in present:
-            raise UserError(f"{where} has no column {named(name, present)} (data.text and data.label name the columns)")
+            raise UserError(
+                f"{origin} has no column {list_choices(name, present)} (data.text and data.label name the columns)"
+            )
         if present.count(name) > 1:
-            raise UserError(f"{where} has {present.count(name)} columns named {name!r}")
+            raise UserError(f"{origin} has {present.count(name)} columns named {name!r}")

@@ -7,12 +7,18 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdresearch.data.columns import Texts, class_names, label_changes, numbered, refuse_twins, vetted
-from kdresearch.data.corpus import Row
+from kdresearch.data.columns import (
+    ColumnSource,
+    Texts,
+    class_names,
+    clean_columns,
+    refuse_same_column,
+    refuse_twins,
+    require_parts,
+)
 from kdresearch.errors import UserError, choices
 from kdresearch.hub import reachable
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Hub:
+class Hub(ColumnSource):
     """Rows of a dataset by its Hub id, or of a local folder of data files (or one that ``save_to_disk`` wrote).
 
     The names of a ``ClassLabel`` are kept, in their declared order where training rows have them; other labels become
@@ -42,8 +48,6 @@ class Hub:
             the dataset, and rows that are no labelled texts.
     """
 
-    synthetic = False
-
     def __init__(
         self,
         *,
@@ -59,67 +63,49 @@ class Hub:
     ) -> None:
         if importlib.util.find_spec("datasets") is None:
             raise UserError("data from the Hub needs the package datasets: pip install 'kdresearch[hub]'")
-        if text == label:
-            raise UserError(f"data.text and data.label name the same column, {text!r}")
+        refuse_same_column(text, label)
         folder = Path(id).expanduser()
         self.folder = folder.resolve() if folder.is_dir() else None
         if self.folder is None and (id.startswith((".", "/", "~")) or id.count("/") > 1 or folder.is_file()):
             raise UserError(f"data.id: {id!r} is neither a folder that exists nor a dataset's id (owner/name)")
         if self.folder is not None and revision is not None:
             raise UserError(f"data.revision: {self.folder} is a folder, which has no revisions")
-        given = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
-        self.splits = {part: split for part, split in given.items() if split is not None}
-        for part in ("train", "test"):
-            if part not in self.splits:
-                raise UserError(f"data.{part}: a split is required")
+        splits = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+        require_parts(splits, "split")
+        self.splits = {part: split for part, split in splits.items() if split is not None}
         refuse_twins(self.splits)
         self.id, self.config, self.revision, self.text, self.label = id, config, revision, text, label
         self.name = self.folder.name if self.folder is not None else id
 
     def key(self) -> dict[str, object]:
         """The classes and the digest of each part's rows: what they are, wherever they came from."""
-        parts, classes = self._content
-        return {"classes": list(classes), "rows": {part: _digest(content) for part, content in parts.items()}}
+        texts_by_part, classes = self._content
+        return {"classes": list(classes), "rows": {part: _digest(content) for part, content in texts_by_part.items()}}
 
-    @property
-    def label_changes(self) -> dict[str, int]:
-        """How many rows of a part had a label with white space around it or of other composition; none are left out."""
-        return label_changes(self._content[0])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The label names of the training split: as a ``ClassLabel`` orders them, else sorted."""
-        return self._content[1]
-
-    def rows(self) -> Iterator[Row]:
-        """Every row, part by part, in the order of the splits."""
-        return numbered(self._content[0])
-
-    @cached_property
-    def _content(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
+    def _read(self) -> tuple[dict[str, Texts], tuple[str, ...]]:
         from datasets import ClassLabel
 
         names, split = self._open()
-        parts, declared, where = {}, None, {}
+        texts_by_part, declared, origins = {}, None, {}
         for part, name in self.splits.items():
-            where[part] = f"data.{part}: split {name!r} of {self.id}"
+            origins[part] = f"data.{part}: split {name!r} of {self.id}"
             try:
                 rows = split(name)
             except (KeyError, ValueError) as error:
                 raise UserError(f"data.{part}: {self.id} has no split {choices(name, names)}") from error
-            wanted = [self.text] if part == "unlabelled" else [self.text, self.label]
-            for column in wanted:
+            column_names = [self.text] if part == "unlabelled" else [self.text, self.label]
+            for column in column_names:
                 if column not in rows.column_names:
-                    raise UserError(f"{where[part]} has no column {choices(column, rows.column_names)}")
-            table = rows.select_columns(wanted).with_format("arrow")[:]
-            columns = [table.column(column).to_pylist() for column in wanted]
+                    raise UserError(f"{origins[part]} has no column {choices(column, rows.column_names)}")
+            table = rows.select_columns(column_names).with_format("arrow")[:]
+            columns = [table.column(column).to_pylist() for column in column_names]
             if part != "unlabelled" and isinstance(feature := rows.features[self.label], ClassLabel):
-                # a number without a name is how a ClassLabel says that a label is withheld: -1
+                # a ClassLabel marks a withheld label by a number without a name, -1
                 name_of = dict(enumerate(feature.names))
                 columns[1] = [name_of.get(number) for number in columns[1]]
                 declared = feature.names if part == "train" else declared
-            parts[part] = vetted(where[part], part, *columns)
-        return parts, class_names(where, parts, declared)
+            texts_by_part[part] = clean_columns(origins[part], part, *columns)
+        return texts_by_part, class_names(origins, texts_by_part, declared)
 
     def _open(self) -> tuple[list[str], Callable[[str], Dataset]]:
         """The names of the splits, and how to get one."""
@@ -147,16 +133,16 @@ class Hub:
             try:
                 builder = datasets.load_dataset_builder(self.id, self.config, revision=self.revision)
             except ConnectionError as error:
-                why = "HF_HUB_OFFLINE is set" if forbidden else f"{datasets.config.HF_ENDPOINT} cannot be reached"
+                reason = "HF_HUB_OFFLINE is set" if forbidden else f"{datasets.config.HF_ENDPOINT} cannot be reached"
                 raise UserError(
-                    f"data.id: {self.id!r} is no folder here, it is not in the cache of datasets, and {why}: "
+                    f"data.id: {self.id!r} is no folder here, it is not in the cache of datasets, and {reason}: "
                     "give a folder that holds the dataset, or a network"
                 ) from error
-        # offline, datasets takes the newest copy that it has, whatever revision was asked for
+        # offline, datasets takes the newest copy in its cache, whatever the revision
         if offline and self.revision is not None and builder.hash != self.revision:
             raise UserError(
                 f"data.revision: the cache holds {self.id} at {builder.hash}, not at {self.revision!r}, "
-                "and the Hub cannot be asked"
+                "and the Hub cannot be reached"
             )
         return builder
 

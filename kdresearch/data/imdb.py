@@ -26,8 +26,8 @@ SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 _MEMBER = re.compile(r"(?:^|/)(train|test)/(pos|neg|unsup)/(\d+)_(\d+)\.txt$")
 _BREAK = re.compile(r"\s*<br\s*/?>\s*")
 _LONGEST = 1 << 17  # bytes of a review: the longest of the published ones has 14,282
-_WHOLE = 2 << 30  # bytes of an archive once it is inflated: the published one has 208,923,136
-# By their first bytes. Unlike tarfile's own they inflate so much as is asked for: 45 bytes of bz2 can be 200 MB.
+_MAX_INFLATED = 2 << 30  # bytes of an archive once it is inflated: the published one has 208,923,136
+# By their first bytes. Unlike tarfile's own they inflate no more than is read: 45 bytes of bz2 can be 200 MB.
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _STARS = ("1", "2", "3", "4", "7", "8", "9", "10")
 
@@ -62,9 +62,10 @@ class Imdb:
         self._content: str | None = None
 
     def key(self) -> dict[str, object]:
+        """The labels and the digest of the content; of a folder, of names, sizes and times."""
         return {"labels": self.labels, "content": self._fingerprint(), "clean": 1}
 
-    def _located(self) -> Path:
+    def _locate(self) -> Path:
         if self.path is None:
             from kdresearch.data.download import fetch
 
@@ -73,26 +74,27 @@ class Imdb:
 
     def _fingerprint(self) -> str:
         if self._content is None:
-            path = self._located()
+            path = self._locate()
             self._content = _folder_fingerprint(path) if path.is_dir() else file_sha256(path)
         return self._content
 
     def rows(self) -> Iterator[Row]:
-        path = self._located()
+        """Every review, in the order of the archive or of the sorted file names."""
+        path = self._locate()
         files = _folder(path) if path.is_dir() else _archive(path)
-        seen: set[str] = set()
+        review_ids: set[str] = set()
         for name, content in files:
             match = _MEMBER.search(name)
             if match is None:
                 continue
             split, sentiment, number, stars = match.groups()
             text = _BREAK.sub("\n", content.decode("utf-8", "replace")).strip()
-            if (own := f"{split}/{sentiment}/{number}") in seen:
-                raise UserError(f"{path} holds the review {own} twice (the second time as {name})")
-            seen.add(own)
+            if (review_id := f"{split}/{sentiment}/{number}") in review_ids:
+                raise UserError(f"{path} holds the review {review_id} twice (the second time as {name})")
+            review_ids.add(review_id)
             part = "unlabelled" if sentiment == "unsup" else split
-            yield Row(part, own, text, self._label(sentiment, stars))
-        if not seen:
+            yield Row(part, review_id, text, self._label(sentiment, stars))
+        if not review_ids:
             raise UserError(f"{path} holds no reviews in the published layout (aclImdb/train/pos/0_9.txt, ...)")
 
     def _label(self, sentiment: str, stars: str) -> str | None:
@@ -102,10 +104,11 @@ class Imdb:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose headers do not fill the memory: tarfile reads a long name whole before anybody sees it."""
+    """A member whose headers do not fill the memory: tarfile reads a long name whole."""
 
     @classmethod
     def frombuf(cls, *header: Any) -> Self:
+        """As in ``TarInfo``; ReadError for a header of more bytes than a review may have."""
         member = super().frombuf(*header)
         if not member.isreg() and member.size > _LONGEST:
             raise tarfile.ReadError(f"a header of {member.size:,} bytes")
@@ -114,11 +117,13 @@ class _Member(tarfile.TarInfo):
 
 def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with _inflated(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        with _inflate(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
-                # The place of the next header: said before anything of the member is inflated.
-                if archive.offset > _WHOLE:
-                    raise UserError(f"{path} inflates to more than {_WHOLE:,} bytes: it is not the published archive")
+                # The place of the next header, known before anything of the member is inflated.
+                if archive.offset > _MAX_INFLATED:
+                    raise UserError(
+                        f"{path} inflates to more than {_MAX_INFLATED:,} bytes: it is not the published archive"
+                    )
                 _check_size(path, member.name, member.size)
                 file = archive.extractfile(member) if member.isfile() and _MEMBER.search(member.name) else None
                 if file is not None:
@@ -132,10 +137,10 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path} is truncated or is no tar archive ({error}): fetch it again") from error
 
 
-def _inflated(path: Path) -> IO[bytes]:
+def _inflate(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         start = file.read(6)
-    opener: Any = next((each for magic, each in _COMPRESSED.items() if start.startswith(magic)), open)
+    opener: Any = next((reader for magic, reader in _COMPRESSED.items() if start.startswith(magic)), open)
     stream: IO[bytes] = opener(path, "rb")
     return stream
 

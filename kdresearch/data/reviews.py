@@ -17,6 +17,27 @@ from random import Random
 from typing import NamedTuple
 
 from kdresearch.data.corpus import Row
+from kdresearch.data.review_words import (
+    ADJECTIVES,
+    ADVICE,
+    ASIDES,
+    CONJUNCTIONS,
+    CONTRASTS,
+    DETAIL_ASPECTS,
+    FILLERS,
+    FILM_ASPECTS,
+    HEDGED_CLAUSES,
+    NEGATED_CLAUSES,
+    NEGATED_VERDICTS,
+    NOUNS,
+    PEOPLE,
+    PLAIN_CLAUSES,
+    PLOTS,
+    UNREAL_CLAUSES,
+    VERBS,
+    VERDICTS,
+    Aspect,
+)
 from kdresearch.errors import UserError, choices
 
 GRAMMAR = 1
@@ -33,278 +54,12 @@ _BLUR = 0.7  # sd of what moves the stars and does not show in the text: the mid
 _LABELLED = (1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 7, 7, 8, 8, 9, 9, 10, 10, 10, 10)
 _UNLABELLED = (*_LABELLED, 5, 5, 6, 6)
 
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(part.split()) for part in text.split(","))
-
-
-# Every list runs from the usual to the rare. The opinions, by value:
-_ADJECTIVES = {
-    3: _list("""superb, brilliant, wonderful, excellent, outstanding, magnificent, terrific, stunning, dazzling,
-        masterful, extraordinary, flawless, breathtaking, sublime, exquisite, phenomenal, glorious, sensational,
-        impeccable, marvellous, triumphant, spectacular, fantastic, unforgettable, astonishing, luminous, matchless,
-        ravishing, transcendent, revelatory, virtuosic, faultless, staggering, mesmerising, towering, resplendent,
-        peerless, incandescent, spellbinding, electrifying, bewitching, beatific, consummate, nonpareil,
-        splendiferous, unsurpassed, scintillating, rapturous, immaculate"""),
-    2: _list("""good, strong, engaging, impressive, charming, compelling, enjoyable, clever, delightful, gripping,
-        fresh, lively, moving, memorable, inventive, absorbing, rewarding, heartfelt, polished, graceful, stirring,
-        assured, spirited, beguiling, vivid, deft, witty, touching, imaginative, elegant, intelligent, persuasive,
-        tender, exciting, bracing, incisive, captivating, sprightly, nimble, buoyant, limber, fleet-footed,
-        big-hearted, well-judged, finely tuned, pungent, limpid, piquant, perspicacious, mellifluous, mordant,
-        euphonious, sagacious, winsome"""),
-    1: _list("""decent, fine, solid, pleasant, competent, likeable, watchable, respectable, agreeable, capable,
-        reasonable, serviceable, passable, tolerable, adequate, amiable, sturdy, diverting, creditable, sound,
-        acceptable, trim, tidy, sufficient, satisfactory, presentable, palatable, inoffensive, unpretentious,
-        personable, sane, workable, unfussy, congenial, unobjectionable, genial, commendable, affable, seemly,
-        meet"""),
-    -1: _list("""uneven, ordinary, thin, predictable, forgettable, bland, familiar, patchy, unremarkable, slight,
-        routine, lukewarm, middling, derivative, pedestrian, undercooked, perfunctory, workmanlike, conventional,
-        generic, sketchy, overlong, tame, fussy, indifferent, drab, repetitive, aimless, shapeless, wan, threadbare,
-        prosaic, desultory, unadventurous, humdrum, anodyne, mechanical, wispy, milquetoast, jejune"""),
-    -2: _list("""bad, weak, dull, boring, poor, disappointing, tedious, lifeless, clumsy, shallow, flat, annoying,
-        stale, muddled, tiresome, hollow, sloppy, contrived, dreary, plodding, listless, leaden, insipid, stilted,
-        vapid, ponderous, silly, clueless, irritating, incoherent, charmless, wooden, amateurish, pretentious,
-        slapdash, turgid, soporific, mawkish, fatuous, bloodless, lumbering, cloying, half-baked, ham-fisted,
-        cack-handed, lachrymose, bathetic, maladroit, otiose, flaccid, torpid, inane, stultifying, dyspeptic"""),
-    -3: _list("""terrible, awful, dreadful, horrible, atrocious, pathetic, unwatchable, appalling, abysmal, painful,
-        laughable, disastrous, ghastly, wretched, unbearable, excruciating, insufferable, woeful, lamentable, hideous,
-        inexcusable, offensive, catastrophic, worthless, putrid, deplorable, abominable, risible, calamitous,
-        execrable, odious, irredeemable, noxious, stupefying, godawful, cretinous, vile, rancid, loathsome, moronic,
-        asinine, repugnant, contemptible, nauseating, bottomlessly stupid, grotesque, ignominious, unconscionable,
-        misbegotten, benighted"""),
-}
-_NOUNS = {
-    3: _list("""masterpiece, triumph, classic, gem, marvel, tour de force, landmark, knockout, wonder, revelation,
-        jewel, milestone, miracle, stroke of genius, pinnacle, paragon, magnum opus, thunderbolt"""),
-    2: _list("""delight, treat, success, pleasure, winner, joy, crowd-pleaser, charmer, tonic, feast, find, hit,
-        breath of fresh air, small wonder, keeper, real discovery, corker, humdinger"""),
-    1: _list("""pleasant diversion, decent evening out, respectable effort, fair bet, likeable trifle, safe choice,
-        solid piece of work, painless two hours, sound investment"""),
-    -1: _list("""missed opportunity, near miss, trifle, curiosity, damp squib, half-measure, film to doze through,
-        pale copy, rough draft, mere sketch"""),
-    -2: _list("""failure, disappointment, mess, waste of time, bore, chore, letdown, dud, slog, misfire, muddle,
-        botch, flop, lemon, drag, yawn, turkey, stinker, clunker, non-starter"""),
-    -3: _list("""disaster, catastrophe, travesty, train wreck, fiasco, embarrassment, abomination, debacle, calamity,
-        disgrace, crime against cinema, monstrosity, shambles, farrago, desecration, cataclysm"""),
-}
-_VERBS = {
-    3: _list("soar{s}, take{s} the breath away, leave{s} you speechless, tower{s} above all rivals, enchant{s}"),
-    2: _list("shine{s}, hold{s} the attention, win{s} you over, pay{s} off, hit{s} the mark, sparkle{s}, beguile{s}"),
-    1: _list("get{s} by, pass{es} muster, do{es} the job, hold{s} up, serve{s} well enough"),
-    -1: _list("lose{s} steam, run{s} thin, wander{s}, wobble{s}, tread{s} water, drift{s}"),
-    -2: _list("fall{s} flat, drag{s}, fizzle{s} out, grate{s}, miss{es} the mark, flounder{s}, sputter{s}"),
-    -3: _list("insult{s} the viewer, collapse{s} entirely, make{s} you wince, beggar{s} belief, stink{s}, repel{s}"),
-}
-_PEOPLE = (  # of characters, bad and good: words that speak of the film elsewhere
-    _list("terrible, pathetic, boring, awful, dull, wretched, horrible, clumsy, weak, hollow, insufferable, laughable"),
-    _list("brilliant, charming, good, wonderful, excellent, clever, witty, delightful, spirited, outstanding, superb"),
-)
-
-
-class _Aspect(NamedTuple):
-    name: str
-    plural: bool
-    weight: float
-
-
-_WHOLE = tuple(_Aspect(name, False, 1.5) for name in _list("the film, the picture, the whole thing, the movie"))
-_PARTS = tuple(
-    _Aspect(name, plural, weight)
-    for weight, plural, names in (
-        (1.2, False, "the acting, the plot, the story, the script, the direction, the screenplay, the storytelling"),
-        (1.2, True, "the performances, the characters, the two leads, the jokes"),
-        (1.0, False, "the pacing, the dialogue, the ending, the humour, the first act, the final act, the romance"),
-        (0.8, False, "the score, the camera work, the editing, the supporting cast, the soundtrack, the set design"),
-        (0.8, True, "the special effects, the action scenes, the songs, the costumes, the flashbacks, the locations"),
-    )
-    for name in _list(names)
-)
-
-# Wording. {a}: the aspect, with which {be}, {was}, {s}, {es} agree; {x}, {y}: adjectives; {n}: a noun; what stands in
-# [brackets] is there every other time; any other {name} is drawn from _FILL.
-_PLAIN = (
-    "{a} {be}[ {very}] {x}",
-    "{a} {be}[ {very}] {x}",
-    "I found {a}[, {aside},] {very} {x}",
-    "{a} {be}, {aside}, {x}",
-    "{a} {be}[, {aside},] nothing short of {x}",
-    "{a} {be}[, {aside},] never less than {x}",
-    "{a} never stop{s}[, {aside},] being {x}",
-    "I cannot deny that {a} {be}[, {aside},] {x}",
-    "nobody can doubt that {a} {be}[ {very}] {x}",
-    "you cannot call {a}[, {aside},] anything but {x}",
-    "{a} {be} not only {x} but {y}",
-    "{a} {be} {x} and {y}",
-)
-_HEDGED = (  # an adjective one step stronger than the opinion
-    "{a} {be}[, {aside},] {rather} {x}",
-    "I found {a}[, {aside},] {rather} {x}",
-    "{a} seem{s}[, {aside},] {rather} {x} to me",
-)
-_NEGATED = {  # by size of the opinion; the adjective is of the other sign
-    1: (
-        "{a} {be} not {exactly} {x}",
-        "{a} {be}[, {aside},] not {exactly} {x}",
-        "{a} {be} hardly[, {aside},] {x}",
-        "I would not call {a}[ {very}] {x}",
-        "I would hesitate to call {a}[ {very}] {x}",
-        "few viewers will find {a}[, {aside},] {x}",
-        "I cannot say that {a} {be}[, {aside},] {x}",
-        "nobody will go home thinking that {a} {be}[ {very}] {x}",
-    ),
-    2: (
-        "{a} {be}[, {aside},] anything but {x}",
-        "{a} {be} far from[ being] {x}",
-        "there is nothing[, {aside},] {x} about {a}",
-        "at no point {be} {a}[, {aside},] {x}",
-        "{a} never once feel{s}[, {aside},] {x}",
-        "only a fool would call {a} {x}",
-        "{a} could not be less {x}",
-        "I defy anyone to call {a}[ {very}] {x}",
-        "whoever calls {a}[ {very}] {x} must have seen another film",
-    ),
-}
-_UNREAL = {  # by sign of the opinion; the adjective is of the other sign
-    -1: (
-        "I wish {a} were[ {very}] {x}",
-        "I waited in vain for {a} to become[ {very}] {x}",
-        "{a} ought to have been[ {very}] {x}",
-        "{a} would so much like to be {x}",
-    ),
-    1: (
-        "I was wrong to fear that {a} would be {x}",
-        "{a} manage{s}[, {aside},] to avoid being {x}",
-        "{a} might so easily have been {x}",
-        "I kept waiting in vain for {a} to turn {x}",
-    ),
-}
-_NAMED = ("{this} is[, {aside},] a {n}", "{this} is nothing less than a {n}", "I can only call it a {n}")
-_NAMED_NOT = {
-    1: ("{this} is not {exactly} a {n}", "{this} is hardly[, {aside},] a {n}", "I would hesitate to call it a {n}"),
-    2: ("{this} is anything but a {n}", "{this} is[, {aside},] no {n}", "nobody will mistake it for a {n}"),
-}
-_ADVICE = {
-    1: _list("""do not miss it, I would not hesitate to recommend it, see it while you can,
-        I cannot wait to see it again, you will not regret the ticket, go and see it, I have nothing but thanks for it,
-        it deserves a full house"""),
-    -1: _list("""do not bother, I would hesitate to recommend it, miss it while you can, I never want to see it again,
-        you will regret the ticket, stay at home, I have nothing but regrets, it deserves an empty house"""),
-}
-
-# Contrast: {m} is the side that counts, {l} the side that is granted.
-_CONTRAST = (
-    "{l}, but {m}",
-    "{l}, but[, {aside},] {m}",
-    "{l}, yet {m}",
-    "although {l}, {m}",
-    "granted, {l}; still, {m}",
-    "it may be that {l}, but {m}",
-    "{l}, which makes it all the stranger that {m}",
-    "{m}, even if {l}",
-    "{m}, although {l}",
-    "{m}, never mind that {l}",
-    "{m}, which is not to deny that {l}",
-)
-_BOTH = ("{m}, and {l}", "{m}; {l}", "{m}, just as {l}", "{m}; what is more, {l}")
-
-# Remarks that are no opinion on this film. {c}: what would be one if it were the reviewer's.
-_ASIDES = (
-    "{title}, the director's last film, was[ {very}] {x}",
-    "{title}, from the same studio, was {x} and {y}",
-    "I still remember {title}, where {a} {was}[ {very}] {x} from beginning to end",
-    "compare {title}, in which {a} {was}[ {very}] {x}",
-    "{name} was[ {very}] {x} in {title}",
-    "the trailer promised a {n}",
-    "I went in expecting a {n}",
-    "I had been told to expect a {n}",
-    "the poster calls it a {n}",
-    "according to {people}, it is a {n}",
-    "{people} told me that {c}",
-    "{people} insisted that {c}",
-    "{people} wrote that {c}",
-    "before I saw it, I assumed that {c}",
-    "{c}, or so {people} would have you believe",
-    "{c}, if you listen to {people}",
-    '"{c}," said {people} on the way out',
-    "the novel it comes from is[, {aside},] {x}",
-    "it was shown after {title}, a {n} if ever there was one",
-    "it concerns a {p} {job} in {place}",
-    "{name} plays a {p} {job} who {deed}",
-    "its hero, a {p} {job}, {deed}",
-)
-_PLOTS = (
-    "it concerns a {job} in {place} who {deed}",
-    "{name} plays a {job} who {deed}",
-    "in {place}, a {job} {deed}",
-    "it opens in {place}, where {name} {deed}",
-    "it runs for {minutes} minutes",
-    "I saw it {when}",
-    "it was filmed in {place}",
-)
-
-_FILL = {
-    "aside": _list("""I think, frankly, to my mind, I must say, in my view, for me at least, it has to be said,
-        on the whole, at heart, for all the noise around it, in its own way, scene by scene, from where I sat,
-        as far as I can judge, whatever the budget, two hours on, to be honest, in hindsight"""),
-    "very": _list("""truly, really, quite, thoroughly, altogether, genuinely, consistently, remarkably, utterly,
-        downright, unmistakably, singularly, resolutely"""),
-    "rather": _list("rather, somewhat, fairly, a bit, moderately, sort of, in parts, here and there"),
-    "exactly": _list("""exactly, particularly, especially, quite, what I would call, really, remotely,
-        by any stretch, in any sense, by any measure"""),
-    "this": _list("this, it, what we have here, the result"),
-    "finally": _list("in the end, all told, in short, overall, to sum up, when all is said and done, taken together"),
-    "people": _list("""my brother, one critic, my neighbour, the man behind me, a friend, the local paper, my sister,
-        the distributor, a famous columnist, half the internet, the director, my old teacher, the festival jury,
-        a colleague, the publicist, my dentist"""),
-    "name": ("{first} {last}",),
-    "first": _list("""Anna, Tom, Clara, Victor, Ruth, Leo, Nora, Oscar, Edith, Hugo, Irene, Felix, Martha, Ivan,
-        Stella, Basil, Greta, Conrad, Olive, Ambrose, Petra, Cyril, Thea, Lucian, Wanda, Rufus, Ingrid, Magnus,
-        Beatrix, Casper, Delphine, Emil, Flora, Gideon, Hester, Ismael, Judith, Kaspar, Leonora, Matthias, Nadia,
-        Osbert, Philippa, Quentin, Rosalind, Silas, Tabitha, Ulrich, Verity, Wilfred, Xenia, Yvette, Zachary"""),
-    "last": _list("""Marlow, Hayes, Brandt, Keller, Lindqvist, Moreau, Ashby, Novak, Quayle, Rossi, Thorne, Vance,
-        Pell, Okafor, Larkin, Drummond, Castellan, Wexford, Yarrow, Zeller, Birch, Fontaine, Garrick, Holloway, Ibsen,
-        Jardine, Kovacs, Lovell, Mercer, Nightingale, Osterman, Pemberton, Quist, Radcliffe, Sinclair, Tolliver,
-        Underhill, Valdez, Whitlock, Xavier, Yates, Zamora, Abernathy, Bellweather, Cruikshank, Dalgleish, Everard,
-        Fairweather"""),
-    "job": _list("""detective, teacher, widow, soldier, painter, banker, nurse, thief, farmer, pianist, lawyer,
-        sailor, waiter, pilot, priest, gambler, surgeon, baker, locksmith, translator, lighthouse keeper, clockmaker,
-        botanist, beekeeper, cartographer, taxidermist, puppeteer, glassblower, archivist, jockey, beadle, tanner,
-        cellist, dairymaid, ferryman, geologist, hypnotist, juggler, knife-grinder, librarian, midwife, notary,
-        ornithologist, quarryman, roofer, stonemason, trapeze artist, upholsterer, vicar, weaver"""),
-    "place": _list("""Paris, a small town, Berlin, the desert, Lisbon, a mining village, Chicago, the far north,
-        Naples, a border post, Prague, an island town, Buenos Aires, a boarding school, Trieste, a mountain inn,
-        Antwerp, a flooded valley, Odessa, a salt marsh, Valparaiso, a grand hotel, Tangier, a paper mill, Reykjavik, a
-        monastery, Calcutta, a shipyard, Zanzibar, a sanatorium, Dubrovnik, a circus, Alexandria, a vineyard,
-        Helsinki, an oil town, Samarkand, a disused railway, Galway, a weather station"""),
-    "deed": _list("""loses a brother, inherits a house, witnesses a murder, falls in love with a stranger, finds a
-        suitcase of money, returns from the war, is hunted by the police, takes in an orphan, forges a will, plans one
-        last robbery, wakes up without a memory, buries a secret, defends the accused, opens a restaurant, is mistaken
-        for a spy, searches for a lost twin, betrays an ally, builds a flying machine, adopts a wolf, steals a
-        painting, deserts a regiment, translates a forbidden book, climbs a volcano, blackmails a senator, sabotages a
-        dam, marries for a bet, smuggles a diamond across the frontier, sells the family silver, befriends a ghost,
-        escapes from an asylum, runs for mayor, drains a canal, conducts an orchestra of prisoners, breeds racing
-        pigeons, swindles an insurance company, crosses the Andes on foot, teaches a parrot to sing, decodes a
-        telegram, stages a mutiny, exhumes a saint"""),
-    "title": ("The {adj} {thing}", "The {adj} {thing}", "The {thing} of {last}", "{first} and the {thing}"),
-    "adj": _list("""Last, Silent, Broken, Golden, Hidden, Paper, Seventh, Crimson, Hollow, Iron, Borrowed, Winter,
-        Distant, Glass, Burning, Forgotten, Amber, Drowned, Velvet, Crooked, Salt, Midnight, Ashen, Blind, Copper,
-        Double, Emerald, Feathered, Gilded, Haunted, Ivory, Jagged, Lonely, Marble, Northern, Ochre, Pale, Quiet,
-        Restless, Scarlet, Twisted, Unwritten, Vanished, Wandering, Yellow"""),
-    "thing": _list("""River, Garden, Letter, Harbour, Mirror, Orchard, Witness, Station, Lantern, Kingdom, Bridge,
-        Promise, Compass, Carousel, Daughter, Sparrow, Cathedral, Ledger, Tide, Almanac, Thicket, Observatory, Anchor,
-        Barricade, Causeway, Dynasty, Echo, Falcon, Gallows, Heron, Inkwell, Juniper, Key, Labyrinth, Meridian,
-        Nocturne, Oracle, Parasol, Quarry, Reliquary, Sundial, Tapestry, Umbrella, Violin, Weathervane"""),
-    "minutes": _list("ninety, a hundred, eighty-five, a hundred and ten, ninety-four, two hundred, seventy-eight"),
-    "when": _list("""last night, at a festival, on a plane, with my family, at a matinee, on television,
-        in a packed house, on a rainy Sunday, at the old cinema round the corner, for the second time"""),
-}
-
 _KINDS = ("plain", "contrast", "both", "aside", "plot")
 _SHARES = (5, 2.5, 1.5, 2, 1)
 
 
 class _Opinion(NamedTuple):
-    aspect: _Aspect
+    aspect: Aspect
     value: int  # -3..3, never 0
     weight: float = 1.0  # of its place in the review
 
@@ -320,7 +75,7 @@ class Reviews:
 
     Args:
         labels: ``polarity`` (negative: at most 4 stars, positive: at least 7) or ``stars`` (1-4 and 7-10).
-        train, test, unlabelled: rows of each part. The first n rows of a part do not depend on how many are asked for.
+        train, test, unlabelled: rows of each part. The first n rows of a part do not depend on its size.
             The unlabelled part has reviews of 5 and 6 stars too.
         seed: another seed gives another corpus of the same distribution.
 
@@ -391,30 +146,30 @@ def _stars(score: float) -> int:
 
 def _plan(rng: Random, mood: float) -> list[_Sentence]:
     """Draw what a reviewer in this mood (about -2.5..2.5) has to say."""
-    aspects = [rng.choice(_WHOLE), *rng.sample(_PARTS, 9)]  # as many as five sentences can need
+    aspects = [rng.choice(FILM_ASPECTS), *rng.sample(DETAIL_ASPECTS, 9)]  # as many as five sentences can need
     rng.shuffle(aspects)
 
-    def value() -> int:
-        drawn = max(-3, min(3, round(rng.gauss(mood, 1.0))))
-        return drawn or rng.choice((-1, 1))
+    def draw_value() -> int:
+        score = max(-3, min(3, round(rng.gauss(mood, 1.0))))
+        return score or rng.choice((-1, 1))
 
     body = []
     for kind in rng.choices(_KINDS, _SHARES, k=rng.choice((2, 3, 3, 4, 5))):
         if kind == "plain":
-            body.append(_Sentence(kind, (_Opinion(aspects.pop(), value()),)))
+            body.append(_Sentence(kind, (_Opinion(aspects.pop(), draw_value()),)))
         elif kind == "contrast":
-            main = value()
+            main = draw_value()
             granted = (-1 if main > 0 else 1) * rng.choice((1, 2, 2, 3))
             body.append(_Sentence(kind, (_Opinion(aspects.pop(), main, 2.0), _Opinion(aspects.pop(), granted, 0.4))))
         elif kind == "both":
-            first = value()
+            first = draw_value()
             second = (1 if first > 0 else -1) * rng.choice((1, 2, 2, 3))
             body.append(_Sentence(kind, (_Opinion(aspects.pop(), first), _Opinion(aspects.pop(), second))))
         else:
             against = (mood < 0) == (rng.random() < 0.55)  # what was expected or said is worth telling if it was wrong
             body.append(_Sentence(kind, value=(1 if against else -1) * rng.choice((2, 2, 3))))
     if rng.random() < 0.5 or not any(sentence.opinions for sentence in body):
-        verdict = _Sentence("verdict", (_Opinion(rng.choice(_WHOLE), value(), 2.0),))
+        verdict = _Sentence("verdict", (_Opinion(rng.choice(FILM_ASPECTS), draw_value(), 2.0),))
         body.insert(len(body) if rng.random() < 0.7 else 0, verdict)
     return body
 
@@ -426,63 +181,63 @@ def _sentence(rng: Random, sentence: _Sentence) -> str:
         text = _clause(rng, opinions[0].aspect, opinions[0].value)
     elif kind in ("contrast", "both"):
         main, lesser = (_clause(rng, o.aspect, o.value) for o in opinions)
-        text = _fill(rng, rng.choice(_CONTRAST if kind == "contrast" else _BOTH), m=main, l=lesser)
+        text = _fill(rng, rng.choice(CONTRASTS if kind == "contrast" else CONJUNCTIONS), m=main, l=lesser)
     elif kind == "verdict":
         text = _verdict(rng, opinions[0].value)
     elif kind == "aside":
-        aspect = rng.choice(_PARTS)
-        x, y = _pair(rng, _ADJECTIVES[sentence.value])
+        aspect = rng.choice(DETAIL_ASPECTS)
+        x, y = _pair(rng, ADJECTIVES[sentence.value])
         text = _fill(
             rng,
-            rng.choice(_ASIDES),
+            rng.choice(ASIDES),
             c=_clause(rng, aspect, sentence.value),
             x=x,
             y=y,
-            n=_pick(rng, _NOUNS[sentence.value]),
-            p=_pick(rng, _PEOPLE[sentence.value > 0]),
+            n=_pick(rng, NOUNS[sentence.value]),
+            p=_pick(rng, PEOPLE[sentence.value > 0]),
             **_agreement(aspect),
         )
     else:
-        text = _fill(rng, rng.choice(_PLOTS))
+        text = _fill(rng, rng.choice(PLOTS))
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     start = 1 if text.startswith('"') else 0
     return text[:start] + text[start].upper() + text[start + 1 :] + "."
 
 
-def _clause(rng: Random, aspect: _Aspect, value: int) -> str:
+def _clause(rng: Random, aspect: Aspect, value: int) -> str:
     """An opinion on an aspect in words: as it is, by a verb, hedged, or by denying its opposite."""
     size, sign = abs(value), 1 if value > 0 else -1
-    x, y = _pair(rng, _ADJECTIVES[value])
-    way = rng.random()
-    if way < 0.27 and size < 3:
-        frames = _UNREAL[sign] if rng.random() < 0.2 else _NEGATED[size]
-        x = _pick(rng, _ADJECTIVES[-sign * rng.choice((2, 2, 3))])
-    elif way < 0.45:
-        frames = tuple("{a}[, {aside},] " + verb for verb in _VERBS[value])
-    elif way < 0.65 and size == 1:
-        frames = _HEDGED
-        x = _pick(rng, _ADJECTIVES[value + sign])
+    x, y = _pair(rng, ADJECTIVES[value])
+    chance = rng.random()
+    if chance < 0.27 and size < 3:
+        frames = UNREAL_CLAUSES[sign] if rng.random() < 0.2 else NEGATED_CLAUSES[size]
+        x = _pick(rng, ADJECTIVES[-sign * rng.choice((2, 2, 3))])
+    elif chance < 0.45:
+        frames = tuple("{a}[, {aside},] " + verb for verb in VERBS[value])
+    elif chance < 0.65 and size == 1:
+        frames = HEDGED_CLAUSES
+        x = _pick(rng, ADJECTIVES[value + sign])
     else:
-        frames = _PLAIN
+        frames = PLAIN_CLAUSES
     return _fill(rng, rng.choice(frames), x=x, y=y, **_agreement(aspect))
 
 
 def _verdict(rng: Random, value: int) -> str:
     """An opinion on the whole film in words."""
     size, sign = abs(value), 1 if value > 0 else -1
-    way = rng.random()
-    if way < 0.3 and size > 1:
-        return _fill(rng, "[{finally}, ]{c}", c=rng.choice(_ADVICE[sign]))
-    if way < 0.5:
-        said = _clause(rng, rng.choice(_WHOLE), value)
-    elif way < 0.75 and size < 3:
-        said = _fill(rng, rng.choice(_NAMED_NOT[size]), n=_pick(rng, _NOUNS[-sign * rng.choice((2, 3))]))
+    chance = rng.random()
+    if chance < 0.3 and size > 1:
+        return _fill(rng, "[{finally}, ]{c}", c=rng.choice(ADVICE[sign]))
+    if chance < 0.5:
+        opinion = _clause(rng, rng.choice(FILM_ASPECTS), value)
+    elif chance < 0.75 and size < 3:
+        opinion = _fill(rng, rng.choice(NEGATED_VERDICTS[size]), n=_pick(rng, NOUNS[-sign * rng.choice((2, 3))]))
     else:
-        said = _fill(rng, rng.choice(_NAMED), n=_pick(rng, _NOUNS[value]))
-    return _fill(rng, "[{finally}, ]{c}", c=said)
+        opinion = _fill(rng, rng.choice(VERDICTS), n=_pick(rng, NOUNS[value]))
+    return _fill(rng, "[{finally}, ]{c}", c=opinion)
 
 
-def _agreement(aspect: _Aspect) -> dict[str, str]:
+def _agreement(aspect: Aspect) -> dict[str, str]:
     if aspect.plural:
         return {"a": aspect.name, "be": "are", "was": "were", "s": "", "es": ""}
     return {"a": aspect.name, "be": "is", "was": "was", "s": "s", "es": "es"}
@@ -504,9 +259,9 @@ def _pair(rng: Random, words: Sequence[str]) -> tuple[str, str]:
 def _fill(rng: Random, template: str, **slots: str) -> str:
     """Decide on the [optional] parts, then fill the {slots}, from the lists where no word is given."""
 
-    def word(match: re.Match[str]) -> str:
+    def fill_slot(match: re.Match[str]) -> str:
         name = match[1]
-        return slots[name] if name in slots else _fill(rng, _pick(rng, _FILL[name]), **slots)
+        return slots[name] if name in slots else _fill(rng, _pick(rng, FILLERS[name]), **slots)
 
-    kept = re.sub(r"\[([^]]*)\]", lambda match: match[1] if rng.random() < 0.5 else "", template)
-    return re.sub(r"\{(\w+)\}", word, kept)
+    expanded = re.sub(r"\[([^]]*)\]", lambda match: match[1] if rng.random() < 0.5 else "", template)
+    return re.sub(r"\{(\w+)\}", fill_slot, expanded)

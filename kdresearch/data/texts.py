@@ -13,7 +13,7 @@ class Texts:
     """Rows from lists; its content alone decides what it is.
 
     Args:
-        texts, labels: N texts and the name of each one's class; other values than strings stand for their string.
+        texts, labels: N texts and the name of each one's class; other values are converted to strings.
         test: (texts, labels) to test on; None takes a share of the rows, by a digest of each text.
         validation: (texts, labels) to choose the epoch by; None leaves the carving of them to the data module.
         unlabelled: texts that train by a teacher alone.
@@ -21,7 +21,7 @@ class Texts:
         name: in tables.
 
     Raises:
-        UserError: lists of different lengths, or a share that is none.
+        UserError: lists of different lengths, or a share outside (0, 1).
     """
 
     synthetic = False
@@ -40,23 +40,24 @@ class Texts:
         if not 0 < test_share < 1:
             raise UserError(f"test_share must lie between 0 and 1, not {test_share}")
         self.name = name
-        self._parts: dict[str, list[tuple[str, str | None]]] = {"train": _paired(texts, labels, "texts")}
+        self._rows_by_part: dict[str, list[tuple[str, str | None]]] = {"train": _paired(texts, labels, "texts")}
         if test is not None:
-            self._parts["test"] = _paired(*test, "test")
+            self._rows_by_part["test"] = _paired(*test, "test")
         else:
-            held = [_share(text) < test_share for text, _ in self._parts["train"]]
-            rows = self._parts["train"]
-            self._parts["train"] = [row for row, out in zip(rows, held, strict=True) if not out]
-            self._parts["test"] = [row for row, out in zip(rows, held, strict=True) if out]
+            is_test = [_share(text) < test_share for text, _ in self._rows_by_part["train"]]
+            rows = self._rows_by_part["train"]
+            self._rows_by_part["train"] = [row for row, out in zip(rows, is_test, strict=True) if not out]
+            self._rows_by_part["test"] = [row for row, out in zip(rows, is_test, strict=True) if out]
         if validation is not None:
-            self._parts["validation"] = _paired(*validation, "validation")
+            self._rows_by_part["validation"] = _paired(*validation, "validation")
         if len(unlabelled):
-            self._parts["unlabelled"] = [(text, None) for text in unlabelled]
-        self.classes = tuple(sorted(set(_labels(self._parts))))
+            self._rows_by_part["unlabelled"] = [(text, None) for text in unlabelled]
+        self.classes = tuple(sorted(set(_labels(self._rows_by_part))))
 
     def key(self) -> dict[str, object]:
+        """The digest of parts, texts and labels."""
         content = hashlib.sha256()
-        for part, rows in self._parts.items():
+        for part, rows in self._rows_by_part.items():
             for text, label in rows:
                 for field in (part, text, "" if label is None else f"={label}"):
                     encoded = field.encode("utf-8", "surrogatepass")
@@ -64,7 +65,8 @@ class Texts:
         return {"content": content.hexdigest()}
 
     def rows(self) -> Iterator[Row]:
-        for part, rows in self._parts.items():
+        """Every row, part by part, in the order of the lists."""
+        for part, rows in self._rows_by_part.items():
             for number, (text, label) in enumerate(rows):
                 yield Row(part, f"{part}/{number}", text, label)
 
@@ -75,8 +77,8 @@ def _paired(texts: Sequence[str], labels: Sequence[object], name: str) -> list[t
     return [(text, str(label)) for text, label in zip(texts, labels, strict=True)]
 
 
-def _labels(parts: dict[str, list[tuple[str, str | None]]]) -> Iterator[str]:
-    return (label for rows in parts.values() for _, label in rows if label is not None)
+def _labels(rows_by_part: dict[str, list[tuple[str, str | None]]]) -> Iterator[str]:
+    return (label for rows in rows_by_part.values() for _, label in rows if label is not None)
 
 
 def _share(text: str) -> float:

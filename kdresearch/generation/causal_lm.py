@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError, choices
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 from kdresearch.generation.pretrained import Pretrained, load
 from kdresearch.structures import UNLABELLED
 
@@ -25,8 +25,8 @@ FIELDS = ("label", "text")
 class CausalLm(Pretrained):
     """Any Hugging Face causal language model, with nucleus sampling (Holtzman et al. 2020).
 
-    A prompt that names ``{label}`` asks for a class, drawn for each sample; one that names ``{text}`` goes on from
-    the first words of a row, of that class where it names both. The sample is what follows the prompt.
+    In a prompt, ``{label}`` stands for a class, drawn for each sample, and ``{text}`` for the first words of a row,
+    of that class where both are there. The sample is what follows the prompt.
 
     Args:
         prompt: a template; ``{label}`` is a class's name, ``{text}`` the opening of a row.
@@ -58,30 +58,30 @@ class CausalLm(Pretrained):
         super().__post_init__()
         check_sampling(self.temperature, self.top_p, self.balance)
         try:
-            self.asks = {name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None}
+            self.placeholders = {name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None}
         except ValueError as error:
             raise UserError(f"generator.prompt: {self.prompt!r} is no template ({error})") from error
-        for name in sorted(self.asks - set(FIELDS)):
+        for name in sorted(self.placeholders - set(FIELDS)):
             raise UserError(f"generator.prompt: {choices(name, FIELDS)}")
-        if "label" not in self.asks and (self.names or self.balance != "uniform"):
+        if "label" not in self.placeholders and (self.names or self.balance != "uniform"):
             ignored = "names" if self.names else "balance"
             raise UserError(f"generator.{ignored} is about classes, and generator.prompt names no {{label}}")
-        for setting in ("words", "max_new_tokens"):
-            if getattr(self, setting) < 1:
-                raise UserError(f"generator.{setting} must be at least 1, not {getattr(self, setting)}")
+        check_least(self, words=1, max_new_tokens=1)
 
-    def prepare(self, given: Preparation) -> None:
-        for name in sorted(set(self.names) - set(given.classes)):
-            raise UserError(f"generator.names: {choices(name, given.classes)}")
-        self.called = [self.names.get(name, name) for name in given.classes]
-        self.rows = [" ".join(text.split()[: self.words]) for text in given.texts]
-        self.labels = np.asarray(given.labels)
-        if "text" in self.asks and not any(self.rows):
+    def prepare(self, preparation: Preparation) -> None:
+        """Load the model and keep what the prompts are made of; UserError where they cannot be made."""
+        for name in sorted(set(self.names) - set(preparation.classes)):
+            raise UserError(f"generator.names: {choices(name, preparation.classes)}")
+        self.class_names = [self.names.get(name, name) for name in preparation.classes]
+        self.rows = [" ".join(text.split()[: self.words]) for text in preparation.texts]
+        self.labels = np.asarray(preparation.labels)
+        if "text" in self.placeholders and not any(self.rows):
             raise UserError("generator.prompt: there is no text to go on from")
-        if "label" in self.asks and (self.balance == "train" or "text" in self.asks):
-            draw_labels(1, self.labels, len(given.classes), self.balance, np.random.default_rng(0))  # refuses here
-        given.say(f"loading the language model {self.path}")
-        self.model, self.tokenizer = load(self.path, "AutoModelForCausalLM", self.dtype, given.device)
+        if "label" in self.placeholders and (self.balance == "train" or "text" in self.placeholders):
+            random = np.random.default_rng(0)
+            draw_labels(1, self.labels, len(self.class_names), self.balance, random)  # refuses here
+        preparation.say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForCausalLM", self.dtype, preparation.device)
         _check_causal(self.model, self.path)
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if self.positions is not None and self.max_new_tokens >= self.positions:
@@ -89,18 +89,19 @@ class CausalLm(Pretrained):
                 f"generator.max_new_tokens: {self.path} has room for {self.positions} tokens, "
                 f"the prompt among them: {self.max_new_tokens} is too many"
             )
-        self.stop = self._ends()
+        self.stop = self._stop_ids()
 
-    def _ends(self) -> frozenset[int]:
-        own = self.model.generation_config.eos_token_id
-        ends = set(own) if isinstance(own, list) else {own}
-        ends = {end for end in ends | {self.tokenizer.eos_token_id} if end is not None}
+    def _stop_ids(self) -> frozenset[int]:
+        configured = self.model.generation_config.eos_token_id
+        stop_ids = set(configured) if isinstance(configured, list) else {configured}
+        stop_ids = {end for end in stop_ids | {self.tokenizer.eos_token_id} if end is not None}
         if self.one_line:
             pieces = self.tokenizer.batch_decode([[number] for number in range(len(self.tokenizer))])
-            ends |= {number for number, piece in enumerate(pieces) if "\n" in piece}
-        return frozenset(ends)
+            stop_ids |= {number for number, piece in enumerate(pieces) if "\n" in piece}
+        return frozenset(stop_ids)
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
+        """Samples of so many prompts."""
         prompts = [self._ids(prompt) for prompt in self.prompts(number, np.random.default_rng(seed))]
         written = sample(
             self.model,
@@ -116,14 +117,15 @@ class CausalLm(Pretrained):
 
     def prompts(self, number: int, random: np.random.Generator) -> list[str]:
         """The template filled in so many times."""
-        drawn = np.full(number, UNLABELLED)
-        if "label" in self.asks:
-            among = self.labels if "text" in self.asks or self.balance == "train" else np.arange(len(self.called))
-            drawn = draw_labels(number, among, len(self.called), self.balance, random)
+        sampled_labels = np.full(number, UNLABELLED)
+        if "label" in self.placeholders:
+            observed = "text" in self.placeholders or self.balance == "train"
+            among = self.labels if observed else np.arange(len(self.class_names))
+            sampled_labels = draw_labels(number, among, len(self.class_names), self.balance, random)
         filled = []
-        for label in drawn:
-            values = {"label": self.called[label] if label != UNLABELLED else ""}
-            if "text" in self.asks:
+        for label in sampled_labels:
+            values = {"label": self.class_names[label] if label != UNLABELLED else ""}
+            if "text" in self.placeholders:
                 of_label = self.labels == label if label != UNLABELLED else np.ones(len(self.rows), bool)
                 values["text"] = self.rows[random.choice(np.flatnonzero(of_label))]
             filled.append(self.prompt.format(**values))
@@ -144,8 +146,8 @@ class CausalLm(Pretrained):
     def _text(self, prompt: list[int], new: list[int]) -> str:
         # Decoded in one piece: a tokenizer that marks the beginning of words drops the space before the first.
         settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        before, whole = (self.tokenizer.decode(ids, **settings) for ids in (prompt, prompt + new))
-        text = whole[len(before) :]
+        before, full = (self.tokenizer.decode(ids, **settings) for ids in (prompt, prompt + new))
+        text = full[len(before) :]
         text = text.split("\n")[0] if self.one_line else text
         return str(before + text if self.keep_prompt else text).strip()
 
@@ -209,7 +211,7 @@ class Nucleus:
     The nucleus is the fewest likeliest tokens that hold ``top_p`` of the probability (Holtzman et al. 2020, §3.1).
     A token is in it where the likelier ones hold less than that; so a draw from the whole vocabulary that is not is
     drawn again, which follows the nucleus's shares and sorts nothing: to sort a vocabulary at each token is most of
-    the time that a small model takes. What ROUNDS draws do not find is drawn from sorted tokens.
+    the time that a small model takes. Rows without a token of the nucleus after ROUNDS draws draw from sorted ones.
     """
 
     ROUNDS = 8
@@ -220,23 +222,23 @@ class Nucleus:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, V] of which one in each row is 0 and the others are -inf."""
         shares = torch.softmax(scores.float() / self.temperature, dim=-1)
-        drawn = self._draw(shares)
+        tokens = self._draw(shares)
         if self.top_p < 1:
-            rows = (~self._inside(shares, drawn)).nonzero()[:, 0]
+            rows = (~self._inside(shares, tokens)).nonzero()[:, 0]
             for _ in range(self.ROUNDS):
                 if not len(rows):
                     break
-                drawn[rows] = self._draw(shares[rows])
-                rows = rows[~self._inside(shares[rows], drawn[rows])]
+                tokens[rows] = self._draw(shares[rows])
+                rows = rows[~self._inside(shares[rows], tokens[rows])]
             if len(rows):
                 likeliest, names = shares[rows].sort(dim=1, descending=True)
                 before = likeliest.cumsum(dim=1) - likeliest
-                drawn[rows] = names.gather(1, self._draw(likeliest.masked_fill(before >= self.top_p, 0)))
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+                tokens[rows] = names.gather(1, self._draw(likeliest.masked_fill(before >= self.top_p, 0)))
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
 
-    def _inside(self, shares: Tensor, drawn: Tensor) -> Tensor:
-        """[B] bool: whether the tokens that are likelier than the drawn ones [B, 1] hold less than the nucleus."""
-        return (shares * (shares > shares.gather(1, drawn))).sum(dim=1) < self.top_p
+    def _inside(self, shares: Tensor, tokens: Tensor) -> Tensor:
+        """[B] bool: whether the tokens that are likelier than ``tokens`` [B, 1] hold less than the nucleus."""
+        return (shares * (shares > shares.gather(1, tokens))).sum(dim=1) < self.top_p
 
     def _draw(self, shares: Tensor) -> Tensor:
         """[B, 1] tokens, as often as their shares [B, V] of each row's sum."""
@@ -259,6 +261,7 @@ def draw_labels(number: int, labels: np.ndarray, classes: int, balance: str, ran
 
 
 def check_sampling(temperature: float, top_p: float, balance: str) -> None:
+    """UserError for settings of the sampling that are out of their range."""
     if temperature < 0:
         raise UserError(f"generator.temperature must be at least 0, not {temperature}")
     if not 0 <= top_p <= 1:

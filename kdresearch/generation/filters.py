@@ -1,4 +1,4 @@
-"""Which pseudo-samples are kept: fit to be read, new, no copy of what is held out, of use to the teacher.
+"""Which pseudo-samples are kept: readable, new, no copy of a held-out row, within the teacher's bounds.
 
 The filters of the text come first, the cheapest first, so that the teacher is paid for what is left.
 """
@@ -20,12 +20,12 @@ from scipy.special import entr
 from kdresearch.errors import UserError
 
 OF_TEXT = ("length", "repetition", "training_copy", "duplicate", "leakage")
-"""The filters that read the text alone, in the order in which they are asked."""
+"""The filters that read the text alone, in the order in which they are applied."""
 
 OF_TEACHER = ("confidence", "entropy")
 """The filters that read the teacher's probabilities."""
 
-KEPT = "kept"
+ACCEPTED = "kept"
 REPEATED_NGRAM = 4
 RULES = 2  # short rows are found with a word changed
 SHORTEST = 3  # words of a text of which two are a copy of most of it
@@ -84,10 +84,12 @@ class HeldOut:
             lengths.append(len(ids))
             hashes.append(np.unique(self._hashes(ids)))
         self._lengths = np.array(lengths, np.int64)
-        found = np.concatenate([np.empty(0, np.uint64), *hashes])
-        order = np.argsort(found, kind="stable")
-        self._sorted = found[order]  # [G] n-grams, one for each row that has it
-        self._row = np.repeat(np.arange(len(hashes), dtype=np.int32), [len(each) for each in hashes])[order]  # [G]
+        all_hashes = np.concatenate([np.empty(0, np.uint64), *hashes])
+        order = np.argsort(all_hashes, kind="stable")
+        self._sorted = all_hashes[order]  # [G] n-grams, one for each row that has it
+        self._row = np.repeat(np.arange(len(hashes), dtype=np.int32), [len(row_hashes) for row_hashes in hashes])[
+            order
+        ]  # [G]
 
     def overlap(self, read: Sequence[str]) -> float:
         """How much of a text is in one held-out row, at most: 1 for a copy, 0 for nothing in common.
@@ -113,21 +115,21 @@ class HeldOut:
         # Every meeting of an n-gram of the text, at its place, with a row that has it.
         place = np.repeat(np.arange(len(hashes)), count)
         row = self._row[np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)]
-        whole = np.maximum(np.minimum(self._lengths, self.passage), len(read))
+        denominators = np.maximum(np.minimum(self._lengths, self.passage), len(read))
         # What each row can cover at most, n words at each meeting: only few rows are worth an exact look.
-        bound = np.bincount(row, minlength=len(whole)) * self.ngram / whole
+        bound = np.bincount(row, minlength=len(denominators)) * self.ngram / denominators
         best = 0.0
         while bound[candidate := bound.argmax()] > best:
             covered = np.unique(place[row == candidate, None] + np.arange(self.ngram)).size
-            best, bound[candidate] = max(best, covered / whole[candidate]), 0.0
+            best, bound[candidate] = max(best, covered / denominators[candidate]), 0.0
         return float(best)
 
     def _edited(self, read: Sequence[str]) -> float:
         """What a short text shares with a row that it differs from by one word."""
         if identity(read) in self._shortened:
             return len(read) / (len(read) + 1)
-        left = _without(read)
-        same = not (left.isdisjoint(self._shortened) and left.isdisjoint(self._equal))
+        shortened = _without(read)
+        same = not (shortened.isdisjoint(self._shortened) and shortened.isdisjoint(self._equal))
         return (len(read) - 1) / len(read) if same else 0.0
 
     def _hashes(self, ids: np.ndarray) -> np.ndarray:
@@ -156,7 +158,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Filters:
-    """What is asked of a pseudo-sample; each filter throws away what lies outside its band, the bounds are kept.
+    """The bounds of a pseudo-sample; each filter throws away what lies outside its bounds.
 
     Args:
         min_words, max_words: length in words; None for no upper bound.
@@ -216,9 +218,12 @@ class Filters:
         )
 
     def by_teacher(self, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-        """What the teacher's filters keep: a mask [N] bool, and how many each threw away; see ``teacher_verdicts``."""
+        """The texts that pass the teacher's filters: a mask [N] bool, and how many each threw away.
+
+        See ``teacher_verdicts``.
+        """
         verdicts = self.teacher_verdicts(probabilities)
-        return verdicts == KEPT, counted(verdicts, OF_TEACHER)
+        return verdicts == ACCEPTED, count_verdicts(verdicts, OF_TEACHER)
 
     def teacher_verdicts(self, probabilities: np.ndarray) -> np.ndarray:
         """The first filter, of ``OF_TEACHER``, that throws a text away, or ``kept``: [N] strings.
@@ -234,11 +239,11 @@ class Filters:
         share = np.minimum(entr(probabilities.astype(np.float64)).sum(1) / np.log(probabilities.shape[1]), 1)
         unsure = (confidence < self.min_confidence) | (confidence > self.max_confidence)
         outside = (share < self.min_entropy) | (share > self.max_entropy)
-        return np.select([unsure, outside], OF_TEACHER, KEPT)
+        return np.select([unsure, outside], OF_TEACHER, ACCEPTED)
 
 
 class TextFilter:
-    """The filters of the text, asked of sample after sample: it remembers what went by.
+    """The filters of the text, applied to sample after sample: it remembers those that passed.
 
     Args:
         training: texts whose copies are no new samples.
@@ -248,7 +253,7 @@ class TextFilter:
     def __init__(self, filters: Filters, training: Iterable[str], held_out: Iterable[str]) -> None:
         self.filters = filters
         self._training = {identity(words(text)) for text in training}
-        self._seen: set[bytes] = set()
+        self._passed: set[bytes] = set()
         self._held_out = HeldOut(held_out, filters.leakage_ngram, filters.leakage_passage)
 
     def verdict(self, text: str) -> str:
@@ -261,13 +266,13 @@ class TextFilter:
         name = identity(read)
         if name in self._training:
             return "training_copy"
-        if name in self._seen:
+        if name in self._passed:
             return "duplicate"
-        self._seen.add(name)
-        return "leakage" if self._held_out.overlap(read) >= bounds.leakage_share else KEPT
+        self._passed.add(name)
+        return "leakage" if self._held_out.overlap(read) >= bounds.leakage_share else ACCEPTED
 
 
-def counted(verdicts: Sequence[str] | np.ndarray, names: Sequence[str]) -> dict[str, int]:
+def count_verdicts(verdicts: Sequence[str] | np.ndarray, names: Sequence[str]) -> dict[str, int]:
     """How many samples each filter threw away, in their order, and how many are ``kept``."""
-    found = Counter(map(str, verdicts))
-    return {name: found[name] for name in (*names, KEPT)}
+    counts = Counter(map(str, verdicts))
+    return {name: counts[name] for name in (*names, ACCEPTED)}

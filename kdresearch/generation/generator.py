@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kdresearch.errors import UserError
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -17,12 +19,11 @@ class Preparation:
     Args:
         texts: N texts, of training and unlabelled rows.
         labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
-        folder: None where ``preparation_key`` is. Else empty the first time; what a preparation (the training of a
-            language model) leaves in it when it is killed is there when it is called again, and when it is done
-            becomes an artifact, which a later call finds there, reads and does not change. It is not to be relied
-            upon after ``prepare``, since it moves.
+        folder: None where ``preparation_key`` is. Else empty the first time; what a killed preparation (the training
+            of a language model) leaves in it is there at the next call; that of a finished one becomes an artifact,
+            which a later call reads and does not change. It moves after ``prepare``.
         device: where models run.
-        say: told how far it is.
+        say: called with messages of progress.
     """
 
     texts: Sequence[str]
@@ -44,7 +45,7 @@ class Generator(Protocol):
         """The settings that the content of ``prepare``'s folder depends on; None where it leaves nothing there."""
         ...
 
-    def prepare(self, given: Preparation) -> None:
+    def prepare(self, preparation: Preparation) -> None:
         """Learn what is needed from the rows that may be learned from; called once, before ``generate``."""
         ...
 
@@ -57,3 +58,16 @@ class Generator(Protocol):
             start: the number of texts in the chunks before, for those that go through a source in order.
         """
         ...
+
+
+def check_least(settings: object, **least: float) -> None:
+    """Raise UserError for a setting of a generator that is below its least value; None passes.
+
+    Args:
+        settings: has an attribute of each name.
+        least: the least value by name.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UserError(f"generator.{name} must be at least {bound}, not {value}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdresearch.errors import UserError
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 from kdresearch.generation.pretrained import Pretrained, load
 
 CONTINUATION = "##"  # what WordPiece writes before a piece that is not the first of its word
@@ -47,38 +47,34 @@ class Infill(Pretrained):
         super().__post_init__()
         if not 0 < self.mask_share <= 1:
             raise UserError(f"generator.mask_share must be above 0 and at most 1, not {self.mask_share}")
-        if self.temperature < 0:
-            raise UserError(f"generator.temperature must be at least 0, not {self.temperature}")
-        least = {"top_k": 1, "max_length": 3, "rounds": 1}
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None and value < least[name]:
-                raise UserError(f"generator.{name} must be at least {least[name]}, not {value}")
+        check_least(self, temperature=0, top_k=1, max_length=3, rounds=1)
 
     def key(self) -> dict[str, Any]:
+        """Settings, with the model's fingerprint and the version of the algorithm."""
         return {**super().key(), "format": 2}  # words that are not masked are the row's own
 
-    def prepare(self, given: Preparation) -> None:
-        self.rows = [text for text in given.texts if text.strip()]
+    def prepare(self, preparation: Preparation) -> None:
+        """Load the model; UserError where it or its tokenizer cannot fill in masks."""
+        self.rows = [text for text in preparation.texts if text.strip()]
         if not self.rows:
             raise UserError("generator: there is no text to mask")
-        given.say(f"loading the language model {self.path}")
-        self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, given.device)
+        preparation.say(f"loading the language model {self.path}")
+        self.model, self.tokenizer = load(self.path, "AutoModelForMaskedLM", self.dtype, preparation.device)
         if self.tokenizer.mask_token_id is None:
-            raise UserError(f"generator.path: the tokenizer of {self.path} has no token to mask with")
+            raise UserError(f"generator.path: the tokenizer of {self.path} has no mask token")
         if not self.tokenizer.is_fast:
-            raise UserError(
-                f"generator.path: the tokenizer of {self.path} does not say where its tokens stand in a text"
-            )
+            raise UserError(f"generator.path: the tokenizer of {self.path} gives no offsets of its tokens in a text")
         positions = getattr(self.model.config, "max_position_embeddings", self.max_length)
         room = min(positions, self.tokenizer.model_max_length)  # some positions may be the padding's own
         if self.max_length > room:
             raise UserError(f"generator.max_length: {self.path} reads at most {room} tokens, not {self.max_length}")
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
+        """Rows drawn at random, with some of their words written anew."""
         random = np.random.default_rng(seed)
         draws = torch.Generator(self.model.device).manual_seed(seed)
-        chosen = random.choice(len(self.rows), size=number, replace=number > len(self.rows))
-        texts = [self.rows[row] for row in chosen]
+        rows = random.choice(len(self.rows), size=number, replace=number > len(self.rows))
+        texts = [self.rows[row] for row in rows]
         encoded = self.tokenizer(
             texts, truncation=True, max_length=self.max_length, return_offsets_mapping=True, return_attention_mask=False
         )
@@ -90,13 +86,13 @@ class Infill(Pretrained):
             batch = self.tokenizer.pad({"input_ids": [ids[place] for place in places]}, return_tensors="pt")
             special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
             tokens, mask = batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
-            drawn = np.zeros(special.shape, bool)
+            replaced = np.zeros(special.shape, bool)
             for _ in range(self.rounds):
                 masked = masked_positions(~special.numpy(), self.mask_share, random)
                 tokens = self.fill(tokens, mask, torch.from_numpy(masked).to(tokens.device), draws)
-                drawn |= masked
+                replaced |= masked
             for place, row, new, real in zip(
-                places, tokens.cpu().numpy(), drawn, batch["attention_mask"].bool().numpy(), strict=True
+                places, tokens.cpu().numpy(), replaced, batch["attention_mask"].bool().numpy(), strict=True
             ):
                 spans = encoded["offset_mapping"][place]
                 samples[place] = self._written(texts[place], encoded.word_ids(place), spans, row[real], new[real])
@@ -140,18 +136,18 @@ class Infill(Pretrained):
         logits[:, len(self.tokenizer) :] = -torch.inf  # an embedding table may be wider than the vocabulary
         likeliest, names = logits.topk(min(self.top_k or logits.shape[1], logits.shape[1]))
         if self.temperature == 0:
-            drawn = names[:, :1]
+            tokens = names[:, :1]
         else:
             shares = torch.softmax(likeliest / self.temperature, dim=-1)
-            drawn = names.gather(1, torch.multinomial(shares, 1, generator=draws))
-        return ids.masked_scatter(masked, drawn)
+            tokens = names.gather(1, torch.multinomial(shares, 1, generator=draws))
+        return ids.masked_scatter(masked, tokens)
 
 
 def masked_positions(real: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     """Positions [B, T] to mask: ``share`` of those that are ``real`` [B, T], rounded, at least one of each row."""
     counts = real.sum(axis=1, keepdims=True)
-    wanted = np.minimum(counts, np.maximum(1, np.rint(share * counts)))
+    targets = np.minimum(counts, np.maximum(1, np.rint(share * counts)))
     order = np.where(real, random.random(real.shape), np.inf)
     ranks: np.ndarray = order.argsort(axis=1).argsort(axis=1)
-    masked: np.ndarray = ranks < wanted
+    masked: np.ndarray = ranks < targets
     return masked

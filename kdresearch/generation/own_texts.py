@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdresearch.artifacts import file_sha256
-from kdresearch.data.columns import vetted
-from kdresearch.data.files import FORMATS, SUFFIXES, columns, decoded
+from kdresearch.data.columns import clean_columns
+from kdresearch.data.files import FORMATS, SUFFIXES, decode_file, read_columns
 from kdresearch.errors import UserError, choices
 from kdresearch.generation.generator import Preparation
 
@@ -43,21 +43,23 @@ class OwnTexts:
             )
 
     def key(self) -> dict[str, Any]:
+        """Settings and the digest of the file."""
         settings = {"text": self.text, "format": self.format, "quoted": self.quoted}
         return {"generator": "own_texts", "file": file_sha256(self.path), **settings}
 
     def preparation_key(self) -> None:
-        return None
+        """None: nothing is left in a folder."""
 
-    def prepare(self, given: Preparation) -> None:
+    def prepare(self, preparation: Preparation) -> None:
         """Read the file."""
-        where = f"generator.path: {self.path}"
-        found: list[object]
+        origin = f"generator.path: {self.path}"
+        column: list[object]
         if self.format == LINES:
-            found = [line for line in decoded(where, self.path).splitlines() if line.strip()]
+            column = [line for line in decode_file(origin, self.path).splitlines() if line.strip()]
         else:
-            (found,) = columns(where, self.path, self.format, [self.text], self.quoted)
-        self._texts = vetted(where, "texts", found).texts
+            (column,) = read_columns(origin, self.path, self.format, [self.text], self.quoted)
+        self._texts = clean_columns(origin, "texts", column).texts
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
+        """The next texts of the file from ``start`` on."""
         return self._texts[start : start + number]

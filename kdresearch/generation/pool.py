@@ -12,6 +12,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from kdresearch.artifacts import MANIFEST, Store
 from kdresearch.errors import UserError
-from kdresearch.generation.filters import KEPT, OF_TEXT, Filters, TextFilter, counted
+from kdresearch.generation.filters import ACCEPTED, OF_TEXT, Filters, TextFilter, count_verdicts
 from kdresearch.generation.generator import Generator, Preparation
 
 FORMAT = 2
@@ -36,13 +37,14 @@ class Pool:
     """Pseudo-samples that passed the filters of the text."""
 
     texts: list[str]
-    counts: dict[str, int]  # filter -> texts thrown away, in the order in which they are asked, and "kept"
-    made: int  # texts generated, those beyond the last one that was needed among them
+    counts: dict[str, int]  # filter -> texts thrown away, in the order of the filters, and "kept"
+    generated: int  # texts, those beyond the last one that was needed among them
     seconds: float  # that their generation took, whenever it was; without what the generator was prepared in
     path: Path  # of the artifact
 
     @property
     def fingerprint(self) -> str:
+        """The name of the artifact."""
         return self.path.name
 
 
@@ -63,13 +65,13 @@ def pool(
 ) -> Pool:
     """Generate until ``number`` texts have passed the filters, or open what was generated before.
 
-    A source that is exhausted before gives what it has, and says so.
+    Of a source that is exhausted before, all texts that pass are in the pool, and a message says so.
 
     Args:
         texts: N training and unlabelled texts, which the generator may learn from; their copies are no samples.
         labels: [N] int64 into ``classes``, UNLABELLED (-1) where there is none.
         held_out: validation and test texts, which no sample may resemble.
-        number: None for all that a source has which is exhausted some time.
+        number: None for all texts of a finite source.
         chunk: texts of a piece, which is the unit of what a kill can lose.
 
     Raises:
@@ -81,43 +83,51 @@ def pool(
     source = {"format": FORMAT, "rows": _digest([*texts, *map(str, np.asarray(labels).tolist()), *classes])}
     samples = {**source, "generator": generator.key(), "seed": seed, "chunk": chunk}
     key = {**samples, "number": number, "filters": filters.key(), "held_out": _digest(held_out)}
-    given = Preparation(texts, labels, classes, None, device, say)
-
-    def prepare() -> None:
-        settings = generator.preparation_key()
-        if settings is None:
-            generator.prepare(given)
-            return
-        new = False
-        artifact = {**source, "generator": settings}
-        # Outside the folder that the store gives, which goes with a process that dies. The store knows it, by its
-        # name, for one that is half-written, but does not take it for one of an earlier build of the same artifact.
-        work = (place := store.path("generator", artifact)).with_name(f"{place.name}.work.partial-0")
-
-        def build(folder: Path) -> None:
-            nonlocal new
-            work.mkdir(exist_ok=True)
-            try:
-                generator.prepare(replace(given, folder=work))
-            except UserError:  # what the same settings and rows will meet again
-                shutil.rmtree(work, ignore_errors=True)
-                raise
-            shutil.copytree(work, folder, dirs_exist_ok=True)
-            new = True
-
-        folder = store.build("generator", artifact, build, waiting=say)
-        shutil.rmtree(work, ignore_errors=True)
-        if not new:
-            generator.prepare(replace(given, folder=folder))
+    preparation = Preparation(texts, labels, classes, None, device, say)
+    prepare = partial(_prepare, generator, store, source, preparation)
 
     def build(folder: Path) -> None:
         pieces = _pieces(generator, prepare, store, samples, say)
-        kept, facts = _gather(pieces, TextFilter(filters, texts, held_out), number, chunk, say)
-        _write(folder, kept)
+        accepted, facts = _gather(pieces, TextFilter(filters, texts, held_out), number, chunk, say)
+        _write(folder, accepted)
         (folder / "pool.json").write_text(json.dumps(facts, indent=1))
 
     path = store.build("pool", key, build, waiting=say)
-    return Pool(_read(path), **json.loads((path / "pool.json").read_text()), path=path)
+    facts = json.loads((path / "pool.json").read_text())
+    return Pool(_read(path), facts["counts"], facts["made"], facts["seconds"], path)
+
+
+def _prepare(generator: Generator, store: Store, source: dict[str, Any], preparation: Preparation) -> None:
+    """Prepare the generator in the folder of an artifact, where it leaves anything there.
+
+    Args:
+        source: what identifies the rows that it may learn from.
+    """
+    settings = generator.preparation_key()
+    if settings is None:
+        generator.prepare(preparation)
+        return
+    new = False
+    artifact = {**source, "generator": settings}
+    # Outside the folder that the store gives, which goes with a process that dies. The store knows it, by its
+    # name, for one that is half-written, but does not take it for one of an earlier build of the same artifact.
+    work = (place := store.path("generator", artifact)).with_name(f"{place.name}.work.partial-0")
+
+    def build(folder: Path) -> None:
+        nonlocal new
+        work.mkdir(exist_ok=True)
+        try:
+            generator.prepare(replace(preparation, folder=work))
+        except UserError:  # the same settings and rows will raise it again
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.copytree(work, folder, dirs_exist_ok=True)
+        new = True
+
+    folder = store.build("generator", artifact, build, waiting=preparation.say)
+    shutil.rmtree(work, ignore_errors=True)
+    if not new:
+        generator.prepare(replace(preparation, folder=folder))
 
 
 def _pieces(
@@ -128,8 +138,8 @@ def _pieces(
     for piece in count():
 
         def build(folder: Path, piece: int = piece) -> None:
-            own = int(np.random.SeedSequence([seed, piece]).generate_state(1)[0])
-            _write(folder, generator.generate(chunk, own, piece * chunk))
+            chunk_seed = int(np.random.SeedSequence([seed, piece]).generate_state(1)[0])
+            _write(folder, generator.generate(chunk, chunk_seed, piece * chunk))
 
         if not prepared and store.find("samples", {**key, "piece": piece}) is None:
             prepare()
@@ -145,44 +155,44 @@ def _gather(
     chunk: int,
     say: Callable[[str], None],
 ) -> tuple[list[str], dict[str, Any]]:
-    """What the filters keep, up to ``number`` texts, and the facts that ``Pool`` tells of it."""
-    kept: list[str] = []
+    """What the filters keep, up to ``number`` texts, and the other facts of a ``Pool``."""
+    accepted: list[str] = []
     verdicts: list[str] = []
     gains: deque[int] = deque(maxlen=PATIENCE)
-    made, seconds = 0, 0.0
+    generated, seconds = 0, 0.0
     for texts, took in pieces:
-        before, made, seconds = len(kept), made + len(texts), seconds + took
+        before, generated, seconds = len(accepted), generated + len(texts), seconds + took
         for text in texts:
             verdicts.append(judge.verdict(text))
-            if verdicts[-1] == KEPT:
-                kept.append(text)
-            if len(kept) == number:
+            if verdicts[-1] == ACCEPTED:
+                accepted.append(text)
+            if len(accepted) == number:
                 break
-        say(f"pseudo-samples: {len(kept):,}" + (f" of {number:,}" if number is not None else ""))
-        gains.append(len(kept) - before)
-        if len(kept) == number or len(texts) < chunk:
+        say(f"pseudo-samples: {len(accepted):,}" + (f" of {number:,}" if number is not None else ""))
+        gains.append(len(accepted) - before)
+        if len(accepted) == number or len(texts) < chunk:
             break
         if len(gains) == PATIENCE and sum(gains) < LEAST * PATIENCE * chunk:
-            raise UserError(f"the last {PATIENCE * chunk:,} texts gave {sum(gains):,} samples: {_told(verdicts)}")
-    if not kept:
-        raise UserError(f"the generator is exhausted, and no text passed the filters: {_told(verdicts)}")
-    if number is not None and len(kept) < number:
-        say(f"the generator is exhausted: {len(kept):,} pseudo-samples, not {number:,}: {_told(verdicts)}")
-    return kept, {"counts": counted(verdicts, OF_TEXT), "made": made, "seconds": round(seconds, 3)}
+            raise UserError(f"the last {PATIENCE * chunk:,} texts gave {sum(gains):,} samples: {_describe(verdicts)}")
+    if not accepted:
+        raise UserError(f"the generator is exhausted, and no text passed the filters: {_describe(verdicts)}")
+    if number is not None and len(accepted) < number:
+        say(f"the generator is exhausted: {len(accepted):,} pseudo-samples, not {number:,}: {_describe(verdicts)}")
+    return accepted, {"counts": count_verdicts(verdicts, OF_TEXT), "made": generated, "seconds": round(seconds, 3)}
 
 
-def _told(verdicts: list[str]) -> str:
-    counts = ", ".join(f"{name} {times:,}" for name, times in counted(verdicts, OF_TEXT).items())
+def _describe(verdicts: list[str]) -> str:
+    counts = ", ".join(f"{name} {times:,}" for name, times in count_verdicts(verdicts, OF_TEXT).items())
     return f"{counts} of {len(verdicts):,}"
 
 
 def _digest(texts: Iterable[str]) -> str:
     """The identity of texts in this order."""
-    whole = hashlib.sha256()
+    content = hashlib.sha256()
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
-        whole.update(len(encoded).to_bytes(8, "little") + encoded)
-    return whole.hexdigest()[:24]
+        content.update(len(encoded).to_bytes(8, "little") + encoded)
+    return content.hexdigest()[:24]
 
 
 def _write(folder: Path, texts: list[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from kdresearch.artifacts import file_sha256
 from kdresearch.errors import UserError, choices
+from kdresearch.generation.generator import check_least
 from kdresearch.hub import from_pretrained, hub_name
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -19,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(kw_only=True)
 class Pretrained:
-    """Settings of every such generator, and what it is known by.
+    """Settings of every such generator, and the identity of its model.
 
     Args:
         path: a folder or hub id.
@@ -37,22 +38,23 @@ class Pretrained:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"generator.batch_size must be at least 1, not {self.batch_size}")
+        check_least(self, batch_size=1)
         if self.dtype not in DTYPES:
             raise UserError(f"generator.dtype: {choices(self.dtype, DTYPES)}")
         hub_name(self.path)
 
     @cached_property
     def fingerprint(self) -> str:
+        """Of the model's files; see ``fingerprint``."""
         return fingerprint(self.path)
 
     def key(self) -> dict[str, Any]:
-        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
+        """Settings, with the model's fingerprint instead of its path."""
+        settings = {setting.name: getattr(self, setting.name) for setting in fields(self) if setting.name != "path"}
         return {"generator": self.NAME, "model": self.fingerprint, **settings}
 
     def preparation_key(self) -> None:
-        return None
+        """None: nothing is left in a folder."""
 
 
 def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any]:
@@ -94,7 +96,7 @@ def load(path: str | Path, kind: str, dtype: str, device: str) -> tuple[Any, Any
 
 
 def fingerprint(path: str | Path) -> str:
-    """What the files of a model are known by: their digest in a folder, the commit of a hub id."""
+    """The identity of a model's files: their digest in a folder, the commit of a hub id."""
     name = hub_name(path)
     if not Path(name).is_dir():
         from huggingface_hub import hf_hub_download
@@ -103,8 +105,8 @@ def fingerprint(path: str | Path) -> str:
             return Path(hf_hub_download(name, "config.json")).parent.name  # snapshots/COMMIT/config.json
         except (OSError, ValueError) as error:
             raise UserError(f"generator.path: {name}: {str(error).splitlines()[0]}") from error
-    whole = hashlib.sha256()
+    content = hashlib.sha256()
     for file in sorted(Path(name).iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
-            whole.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return whole.hexdigest()[:24]
+            content.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return content.hexdigest()[:24]

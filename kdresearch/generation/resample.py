@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdresearch.errors import UserError
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
 
 _WORD = re.compile(r"(\w+(?:['’]\w+)*)")
 
@@ -30,7 +30,7 @@ class Resample:
         mask: what stands for a masked word; by default BERT's own token.
 
     Raises:
-        UserError: a value that is no probability, p_mask + p_replace > 1, n_iter or max_ngram below 1.
+        UserError: a value outside [0, 1], p_mask + p_replace > 1, n_iter or max_ngram below 1.
     """
 
     def __init__(
@@ -48,11 +48,9 @@ class Resample:
                 raise UserError(f"generator.{name} must be a probability, from 0 to 1, not {value}")
         if p_mask + p_replace > 1:
             raise UserError(f"generator.p_mask + generator.p_replace must not exceed 1: {p_mask} + {p_replace}")
-        for name, count in {"n_iter": n_iter, "max_ngram": max_ngram}.items():
-            if count < 1:
-                raise UserError(f"generator.{name} must be at least 1, not {count}")
         self.p_mask, self.p_replace, self.p_ng = p_mask, p_replace, p_ng
         self.n_iter, self.max_ngram, self.mask = n_iter, max_ngram, mask
+        check_least(self, n_iter=1, max_ngram=1)
         self.settings = {
             "p_mask": p_mask,
             "p_replace": p_replace,
@@ -63,44 +61,46 @@ class Resample:
         }
 
     def key(self) -> dict[str, Any]:
+        """The settings."""
         return {"generator": "resample", **self.settings}
 
     def preparation_key(self) -> None:
-        return None
+        """None: nothing is left in a folder."""
 
-    def prepare(self, given: Preparation) -> None:
+    def prepare(self, preparation: Preparation) -> None:
         """Count the words."""
-        counts = Counter(word for text in given.texts for word in _WORD.findall(text))
-        self._texts = given.texts
+        counts = Counter(word for text in preparation.texts for word in _WORD.findall(text))
+        self._texts = preparation.texts
         self._words: list[str] = list(counts)
         self._cumulative = np.cumsum(list(counts.values()))
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
         """Samples of the examples from place ``start`` on; they end after n_iter times all examples."""
         random, size = np.random.default_rng(seed), len(self._texts)
-        made: list[str] = []
-        while len(made) < number and start + len(made) < self.n_iter * size:
-            iteration, first = divmod(start + len(made), size)
-            order = np.random.default_rng(iteration).permutation(size)  # of its own, since a corpus is often sorted
-            made += [self._sample(self._texts[place], random) for place in order[first : first + number - len(made)]]
-        return made
+        samples: list[str] = []
+        while len(samples) < number and start + len(samples) < self.n_iter * size:
+            iteration, first = divmod(start + len(samples), size)
+            order = np.random.default_rng(iteration).permutation(size)  # shuffled, since a corpus is often sorted
+            places = order[first : first + number - len(samples)]
+            samples += [self._sample(self._texts[place], random) for place in places]
+        return samples
 
     def _sample(self, text: str, random: np.random.Generator) -> str:
-        parts = _WORD.split(text)  # words at the odd places, what is between them at the even ones
-        words = parts[1::2]
+        pieces = _WORD.split(text)  # words at the odd places, what is between them at the even ones
+        words = pieces[1::2]
         if not words:
             return text
         draws = random.random(len(words))
         for place in np.flatnonzero(draws < self.p_mask + self.p_replace):
             words[place] = self.mask if draws[place] < self.p_mask else self._word(random)
-        parts[1::2] = words
+        pieces[1::2] = words
         if random.random() < self.p_ng:
             length = min(int(random.integers(1, self.max_ngram + 1)), len(words))
             first = int(random.integers(len(words) - length + 1))
-            parts = parts[2 * first + 1 : 2 * (first + length)]
-        return "".join(parts)
+            pieces = pieces[2 * first + 1 : 2 * (first + length)]
+        return "".join(pieces)
 
     def _word(self, random: np.random.Generator) -> str:
         """One word by its frequency."""
-        drawn = random.integers(self._cumulative[-1])
-        return self._words[int(np.searchsorted(self._cumulative, drawn, side="right"))]
+        position = random.integers(self._cumulative[-1])
+        return self._words[int(np.searchsorted(self._cumulative, position, side="right"))]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdresearch.errors import UserError
 from kdresearch.generation.causal_lm import check_sampling, draw_labels, sample
-from kdresearch.generation.generator import Preparation
+from kdresearch.generation.generator import Preparation, check_least
+from kdresearch.generation.lm_training import END, PLAIN, StepBatches, Training, pack
 from kdresearch.structures import UNLABELLED
 
-END, PLAIN = 0, 1  # the tokens that end a text, and that begin one without a class; one per class follows
 # Settings that the weights do not depend on.
 SAMPLING = ("temperature", "top_p", "balance", "sample_batch_size", "checkpoint_every")
 RECORD, TOKENIZER, WEIGHTS, CHECKPOINT = "lm.json", "tokenizer.json", "model.safetensors", "last.ckpt"
@@ -34,8 +32,8 @@ RECORD, TOKENIZER, WEIGHTS, CHECKPOINT = "lm.json", "tokenizer.json", "model.saf
 class ScratchLm:
     """A causal language model with GPT-2's architecture (Radford et al. 2019) and a byte-level BPE of its own.
 
-    Each text begins with a token that says its class, or that it has none, and the samples with one of a class that
-    is drawn for them (Keskar et al. 2019). The training is kept in the folder of ``prepare``: a killed one goes on
+    Each text begins with a token of its class, or of none, and each sample with that of a class drawn for it (Keskar
+    et al. 2019). The training is kept in the folder of ``prepare``: a killed one goes on
     where it stopped, to the same weights, and a finished one is read from there.
 
     Args:
@@ -47,7 +45,7 @@ class ScratchLm:
         learning_rate: at its height: it rises for a tenth of the updates and falls to 0 in a line.
         precision: of Lightning's Trainer.
         checkpoint_every: updates between two checkpoints to go on from.
-        conditional: samples are of a class; else no text's class is said.
+        conditional: samples are of a class; else no text begins with its class.
         balance: classes are drawn ``uniform``-ly, or as often as among the labelled rows (``train``).
         temperature: 0 takes the likeliest token.
         top_p: probability of the nucleus that tokens are drawn from; 1 is all of them.
@@ -79,30 +77,30 @@ class ScratchLm:
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_p, self.balance)
-        least = dict.fromkeys(("layers", "width", "heads", "epochs", "max_steps", "batch_size"), 1)
-        least |= {"context": 8, "sample_batch_size": 1, "checkpoint_every": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise UserError(f"generator.{name} must be at least {smallest}, not {getattr(self, name)}")
+        check_least(self, layers=1, width=1, heads=1, context=8, epochs=1, max_steps=1, batch_size=1)
+        check_least(self, sample_batch_size=1, checkpoint_every=1)
         if not self.conditional and self.balance != "uniform":
             raise UserError("generator.balance is of classes, and generator.conditional=false draws none")
         if self.width % self.heads:
             raise UserError(f"generator.heads: a width of {self.width} does not divide into {self.heads} heads")
 
     def key(self) -> dict[str, Any]:
-        return {"generator": "scratch_lm", **{each.name: getattr(self, each.name) for each in fields(self)}}
+        """The settings."""
+        return {"generator": "scratch_lm", **{setting.name: getattr(self, setting.name) for setting in fields(self)}}
 
     def preparation_key(self) -> dict[str, Any]:
+        """The settings that the weights depend on."""
         return {name: value for name, value in self.key().items() if name not in SAMPLING}
 
-    def prepare(self, given: Preparation) -> None:
+    def prepare(self, preparation: Preparation) -> None:
+        """Train tokenizer and model in the folder, or read them there; UserError without texts or labels for it."""
         from safetensors.torch import load_model
         from tokenizers import Tokenizer
         from transformers import GPT2LMHeadModel
 
-        texts, folder, say = given.texts, given.folder, given.say
-        self.labels = np.asarray(given.labels) if self.conditional else np.full(len(texts), UNLABELLED)
-        self.classes = len(given.classes)
+        texts, folder, say = preparation.texts, preparation.folder, preparation.say
+        self.labels = np.asarray(preparation.labels) if self.conditional else np.full(len(texts), UNLABELLED)
+        self.classes = len(preparation.classes)
         assert folder is not None
         if self.conditional:
             draw_labels(1, self.labels, self.classes, self.balance, np.random.default_rng(0))  # refuses here
@@ -116,19 +114,20 @@ class ScratchLm:
             if not (folder / TOKENIZER).exists():
                 say(f"training a BPE tokenizer on {len(rows)} texts")
                 _write(folder / TOKENIZER, _bpe([texts[row] for row in rows], self.vocabulary, specials).to_str())
-            self._train(texts, rows, folder, given.device, say)
+            self._train(texts, rows, folder, preparation.device, say)
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         with torch.random.fork_rng(devices=[]):  # it is built with random weights
             model: Any = GPT2LMHeadModel(self._architecture(self.tokenizer.get_vocab_size()))
         load_model(model, str(folder / WEIGHTS))
-        self.model = model.to(given.device).eval()
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        self.model = model.to(preparation.device).eval()
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         say(
-            f"language model of {found['parameters']:,} parameters after {found['steps']} steps: perplexity a token "
-            f"{found['perplexity']:.1f} ({found['nats_per_token']:.3f} nats) on {found['held_out']} texts held out"
+            f"language model of {record['parameters']:,} parameters after {record['steps']} steps: perplexity a token "
+            f"{record['perplexity']:.1f} ({record['nats_per_token']:.3f} nats) on {record['held_out']} texts held out"
         )
 
     def generate(self, number: int, seed: int, start: int) -> list[str]:
+        """Samples, each of a class that is drawn for it where ``conditional``."""
         first = np.full(number, PLAIN)
         if self.conditional:
             random = np.random.default_rng(seed)
@@ -157,19 +156,42 @@ class ScratchLm:
         held_out, learned = np.split(shuffled, [min(1000, -(-len(rows) // 20))])
         first = np.where(self.labels == UNLABELLED, PLAIN, PLAIN + 1 + self.labels)
         held_out_blocks, blocks = (
-            packed(tokenizer, [texts[row] for row in part], first[part], self.context) for part in (held_out, learned)
+            pack(tokenizer, [texts[row] for row in part], first[part], self.context) for part in (held_out, learned)
         )
         steps = min(self.max_steps, -(-self.epochs * len(blocks) // self.batch_size))
         passes = -(-steps * self.batch_size // len(blocks))
         order = np.concatenate([random.permutation(len(blocks)) for _ in range(passes)])
         order = order[: steps * self.batch_size].reshape(steps, self.batch_size)
 
-        checkpoint = folder / CHECKPOINT
-        done = 0
-        if checkpoint.exists():
-            done = int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-            say(f"going on from step {done} of {steps}")
         place = torch.device(device)
+        training = self._fit(blocks, order, tokenizer.get_vocab_size(), folder, place, say)
+        nats = training.to(place).nats_per_token(held_out_blocks, self.batch_size)
+        save_model(training.model, str(folder / WEIGHTS))
+        record = {
+            "steps": steps,
+            "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+            "texts": len(learned),
+            "held_out": len(held_out),
+            "nats_per_token": nats,
+            "perplexity": float(np.exp(nats)),
+        }
+        _write(folder / RECORD, json.dumps(record, indent=1))  # last: with it, all else is there
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _fit(
+        self,
+        blocks: Tensor,
+        order: np.ndarray,
+        vocabulary: int,
+        folder: Path,
+        place: torch.device,
+        say: Callable[[str], None],
+    ) -> Training:
+        """Train on ``blocks`` [N, context] in ``order`` [steps, batch], from the checkpoint in ``folder`` if any."""
+        checkpoint, steps, steps_done = folder / CHECKPOINT, len(order), 0
+        if checkpoint.exists():
+            steps_done = int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+            say(f"going on from step {steps_done} of {steps}")
         trainer = pl.Trainer(
             accelerator=place.type,
             devices=[place.index or 0] if place.type == "cuda" else 1,
@@ -184,33 +206,17 @@ class ScratchLm:
             enable_model_summary=False,
         )
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), warnings.catch_warnings():
-            for known in ("exists and is not empty", "resuming from a checkpoint that ended", "many workers"):
-                warnings.filterwarnings("ignore", message=f".*{known}.*")
+            for message in ("exists and is not empty", "resuming from a checkpoint that ended", "many workers"):
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
             torch.manual_seed(self.training_seed)
-            training = Training(
-                self._architecture(tokenizer.get_vocab_size()),
-                PLAIN + 1 + self.classes,
-                steps,
-                self.learning_rate,
-                self.training_seed,
-                say,
-            )
-            batches = DataLoader(TensorDataset(blocks), batch_sampler=_Batches(order, done))
-            trainer.fit(training, batches, ckpt_path=checkpoint if done else None)
+            pieces = PLAIN + 1 + self.classes
+            architecture = self._architecture(vocabulary)
+            training = Training(architecture, pieces, steps, self.learning_rate, self.training_seed, say)
+            batches = DataLoader(TensorDataset(blocks), batch_sampler=StepBatches(order, steps_done))
+            trainer.fit(training, batches, ckpt_path=checkpoint if steps_done else None)
         if trainer.interrupted:
             raise KeyboardInterrupt
-        nats = training.to(place).nats_per_token(held_out_blocks, self.batch_size)
-        save_model(training.model, str(folder / WEIGHTS))
-        record = {
-            "steps": steps,
-            "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-            "texts": len(learned),
-            "held_out": len(held_out),
-            "nats_per_token": nats,
-            "perplexity": float(np.exp(nats)),
-        }
-        _write(folder / RECORD, json.dumps(record, indent=1))  # last: with it, all else is there
-        checkpoint.unlink(missing_ok=True)
+        return training
 
     def _architecture(self, vocabulary: int) -> Any:
         from transformers import GPT2Config
@@ -227,112 +233,6 @@ class ScratchLm:
             bos_token_id=END,
             eos_token_id=END,
         )
-
-
-class Training(pl.LightningModule):
-    """The next token of packed texts. Step by step a pure function of the seed, so that it can be gone on with.
-
-    Args:
-        architecture: a GPT2Config.
-        pieces: the first id that is a piece of text; those below it begin or end one.
-    """
-
-    def __init__(
-        self,
-        architecture: Any,
-        pieces: int,
-        steps: int,
-        learning_rate: float,
-        seed: int,
-        say: Callable[[str], None],
-    ) -> None:
-        from transformers import GPT2LMHeadModel
-
-        super().__init__()
-        self.model = GPT2LMHeadModel(architecture)
-        self.pieces, self.steps, self.learning_rate, self.seed, self.say = pieces, steps, learning_rate, seed, say
-        self.told = self.started = time.monotonic()
-        self.first = 0
-
-    def nats(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of -log p over the tokens of texts in ``ids`` [B, T], and their number.
-
-        Positions start anew at each text, by which transformers sees where one ends: none looks into another, and
-        each is read as it will be written.
-        """
-        place = torch.arange(ids.shape[1], device=ids.device)
-        begins = (ids != END) & (ids < self.pieces)
-        positions = place - torch.where(begins, place, 0).cummax(dim=1).values
-        logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        targets = F.pad(ids.long().masked_fill(begins, -100)[:, 1:], (0, 1), value=-100)  # what comes next
-        total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        return total, (targets >= 0).sum()
-
-    def on_train_start(self) -> None:
-        self.told = self.started = time.monotonic()
-        self.first = self.global_step
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed = np.random.SeedSequence([self.seed, self.global_step]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0]))  # dropout after a kill is that of an uninterrupted training
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        total, count = self.nats(batch[0])
-        loss = total / count.clamp(min=1)
-        now, done = time.monotonic(), self.global_step - self.first
-        if done and now - self.told >= 30:
-            self.told = now
-            left = (now - self.started) / done * (self.steps - self.global_step)
-            self.say(
-                f"language model: step {self.global_step} of {self.steps}, {loss:.3f} nats a token, {left:.0f} s left"
-            )
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-        rise = max(1, self.steps // 10)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / rise, (self.steps - step) / max(1, self.steps - rise))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    @torch.inference_mode()
-    def nats_per_token(self, blocks: Tensor, batch_size: int) -> float:
-        self.eval()
-        sums = [self.nats(batch.to(self.device)) for batch in torch.split(blocks, batch_size)]
-        return float(sum(float(total) for total, _ in sums) / max(1, sum(int(count) for _, count in sums)))
-
-
-class _Batches(Sampler[list[int]]):
-    """The rows of ``order`` [steps, batch] from ``done`` on."""
-
-    def __init__(self, order: np.ndarray, done: int) -> None:
-        self.order, self.done = order, done
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self.order[self.done :].tolist()
-
-
-def packed(tokenizer: Any, texts: Sequence[str], first: Sequence[int] | np.ndarray, context: int) -> Tensor:
-    """Texts one after the other, each from its first token to END, cut into blocks [N, context] of int32.
-
-    What is left of the last block is filled with PLAIN, each the beginning of a text of no tokens.
-    """
-    tokenizer.encode_special_tokens = True  # a text that says "<|end|>" does not end there
-    rows = []
-    for start in range(0, len(texts), 1000):
-        encoded = tokenizer.encode_batch_fast(list(texts[start : start + 1000]))
-        rows += [
-            np.array([token, *row.ids, END], np.int32)
-            for token, row in zip(first[start : start + 1000], encoded, strict=True)
-        ]
-    flat = np.concatenate(rows)
-    blocks = np.full((-(-len(flat) // context), context), PLAIN, np.int32)
-    blocks.reshape(-1)[: len(flat)] = flat
-    return torch.from_numpy(blocks)
 
 
 def _bpe(texts: list[str], size: int, specials: list[str]) -> Any:

@@ -172,8 +172,8 @@ def _relation(x: Tensor) -> Tensor:
 def _masked_kl(student: Tensor, teacher: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Mean over heads and ``queries`` [B, Q] of KL between softmaxes over ``keys`` [B, K] of scores [B, H, Q, K]."""
     floor = torch.finfo(student.dtype).min / 2  # finite, where −inf would make the products NaN
-    gone = ~keys[:, None, None]
-    log_s, log_t = (F.log_softmax(x.clamp(min=floor).masked_fill(gone, floor), -1) for x in (student, teacher))
+    padding = ~keys[:, None, None]
+    log_s, log_t = (F.log_softmax(x.clamp(min=floor).masked_fill(padding, floor), -1) for x in (student, teacher))
     rows = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
     return checks.mean(rows, queries.unsqueeze(1))
 
@@ -185,8 +185,8 @@ def _maps(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor
         raise ValueError(
             f"attention must be [B, H, T, T] (or [B, H, 1, T]) and alike: {checks.sides(student, teacher)}"
         )
-    rows, _, asking, asked = student.shape
-    keys = checks.real(mask, rows, asked, student.device)
-    queries = keys if asking == asked else keys.any(1, keepdim=True)
+    rows, _, query_count, key_count = student.shape
+    keys = checks.real(mask, rows, key_count, student.device)
+    queries = keys if query_count == key_count else keys.any(1, keepdim=True)
     student, teacher = checks.ready(student, teacher)
     return student, teacher, queries, keys

@@ -15,29 +15,34 @@ Layers = Tensor | Sequence[Tensor]
 
 
 def positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` > 0."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, not {value}")
 
 
 def not_negative(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` ≥ 0."""
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, not {value}")
 
 
 def fraction(name: str, value: float) -> None:
+    """Raise ValueError unless 0 ≤ ``value`` ≤ 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], not {value}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the options, unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name} {value!r}; one of: {', '.join(allowed)}")
 
 
 def logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides' logits [B, C], ready to compute with."""
+    """Both sides' logits [B, C], ready to compute with; ValueError, naming the shapes, for any others."""
     if student.dim() != 2 or student.shape != teacher.shape or not student.numel():
-        raise ValueError(f"logits must be [B, C] and alike: {sides(student, teacher)}")
+        flatten = "; make rows of class scores by token first: logits.flatten(0, -2)" if student.dim() > 2 else ""
+        raise ValueError(f"logits must be [B, C] and alike: {sides(student, teacher)}{flatten}")
     return ready(student, teacher)
 
 
@@ -74,8 +79,8 @@ def states(
         raise ValueError(f"token states must be [B, T, D]{also}{_same(same_width)}: {sides(student, teacher)}")
     mask = real(mask, student.shape[0], student.shape[1], student.device)
     student, teacher = ready(student, teacher)
-    gone = ~mask.unsqueeze(2)
-    return student.masked_fill(gone, 0.0), teacher.masked_fill(gone, 0.0), mask
+    padding = ~mask.unsqueeze(2)
+    return student.masked_fill(padding, 0.0), teacher.masked_fill(padding, 0.0), mask
 
 
 def real(mask: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor:
@@ -90,7 +95,7 @@ def real(mask: Tensor | None, rows: int, tokens: int, device: torch.device) -> T
 def layers(student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
     """Student and teacher layer by layer; two plain tensors are one layer."""
     if isinstance(student, Tensor) != isinstance(teacher, Tensor):
-        raise ValueError("one side is a tensor and the other a sequence of layers: give both alike")
+        raise ValueError("one side is a tensor and the other a sequence of layers: both must be one or the other")
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return [(student, teacher)]
     if len(student) != len(teacher) or not len(student):
@@ -104,10 +109,10 @@ def ready(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student, teacher.detach().to(student.dtype)
 
 
-def mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of ``values`` where ``where`` (broadcast to them) is True; a 0 with a gradient path if nowhere."""
-    where = where.expand_as(values)
-    return values.masked_fill(~where, 0.0).sum() / where.sum().clamp(min=1)
+def mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` where ``valid`` (broadcast to them) is True; a 0 with a gradient path if it is nowhere."""
+    valid = valid.expand_as(values)
+    return values.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def unit(x: Tensor, dim: int = -1, floor: Tensor | float = 1e-12) -> Tensor:
@@ -134,4 +139,5 @@ def _same(width: bool) -> str:
 
 
 def sides(student: Tensor, teacher: Tensor) -> str:
+    """The shapes of both sides, for messages."""
     return f"student {list(student.shape)}, teacher {list(teacher.shape)}"

@@ -1,4 +1,7 @@
-"""Losses between class scores."""
+"""Losses between class scores: rows of logits [B, C].
+
+Scores by token [B, T, C] are rows after ``logits.flatten(0, -2)``, or ``logits[mask]`` of the real tokens alone.
+"""
 
 from __future__ import annotations
 
@@ -142,13 +145,13 @@ def decoupled(
         raise ValueError("decoupled needs two classes or more: there is no class beside the label's")
     keep = checks.labelled(label, student)
     target = F.one_hot(label[keep].long(), classes).bool()
-    binary, others = [], []
+    binary, nontarget = [], []
     for logits in (student[keep] / temperature, teacher[keep] / temperature):
         rest = logits[~target].view(-1, classes - 1)
         split = torch.cat([logits[target].unsqueeze(1), rest.logsumexp(1, keepdim=True)], 1)
         binary.append(F.log_softmax(split, 1))
-        others.append(F.log_softmax(rest, 1))
-    rows = target_weight * _kl(binary[1], binary[0]) + nontarget_weight * _kl(others[1], others[0])
+        nontarget.append(F.log_softmax(rest, 1))
+    rows = target_weight * _kl(binary[1], binary[0]) + nontarget_weight * _kl(nontarget[1], nontarget[0])
     return rows.sum() / max(len(rows), 1) * temperature**2
 
 

@@ -54,8 +54,8 @@ def pkt(student: Tensor, teacher: Tensor, *, convention: str = "house") -> Tenso
         p_s, p_t = (k / k.sum(1, keepdim=True) for k in kernels)
         return (p_t * ((p_t + 1e-7) / (p_s + 1e-7)).log()).mean()
     size = len(student)
-    others = ~torch.eye(size, dtype=torch.bool, device=student.device)
-    log_s, log_t = (F.log_softmax(k.log()[others].view(size, size - 1), 1) for k in kernels)
+    neighbours = ~torch.eye(size, dtype=torch.bool, device=student.device)
+    log_s, log_t = (F.log_softmax(k.log()[neighbours].view(size, size - 1), 1) for k in kernels)
     return F.kl_div(log_s, log_t, reduction="sum", log_target=True) / size
 
 
@@ -130,7 +130,7 @@ def contrastive(
     Args:
         student, teacher: sentence vectors [B, D] of one width.
         temperature: τ.
-        anchor: the side whose vectors look for the other's.
+        anchor: the side whose vectors are the anchors.
         batch_mask: [B, B] bool, True where the row of the second place is a negative of the first's; the diagonal is
             the positives and does not count. None takes all other rows.
         queue: further negatives [K, D], vectors of the side that is not the anchor; detached. K must not exceed what
@@ -146,27 +146,38 @@ def contrastive(
     student, teacher = checks.vectors(student, teacher, same_width=True)
     checks.positive("temperature", temperature)
     checks.one_of("anchor", anchor, ANCHORS)
+    mask = _in_batch_mask(student, batch_mask, in_batch)
+    _check_queue(student, queue, queue_mask, in_batch)
+    vectors = [checks.unit(student), checks.unit(teacher)]
+    anchors, candidates = vectors if anchor == "student" else reversed(vectors)
+    scores = checks.product(anchors, candidates.T).masked_fill(~mask, -torch.inf)
+    if queue is not None:
+        further = checks.product(anchors, checks.unit(queue.detach().to(anchors.dtype)).T)
+        scores = torch.cat([scores, further if queue_mask is None else further.masked_fill(~queue_mask, -torch.inf)], 1)
+    return -F.log_softmax(scores / temperature, 1)[:, : len(student)].diagonal().mean()
+
+
+def _in_batch_mask(student: Tensor, batch_mask: Tensor | None, in_batch: bool) -> Tensor:
+    """[B, B] bool: the positives, and the rows of the batch that are negatives."""
     size = len(student)
+    if batch_mask is not None and (batch_mask.dtype != torch.bool or list(batch_mask.shape) != [size, size]):
+        raise ValueError(f"batch_mask must be bool {[size, size]}, not {batch_mask.dtype} {list(batch_mask.shape)}")
+    positives = torch.eye(size, dtype=torch.bool, device=student.device)
+    if not in_batch:
+        return positives
+    return torch.ones_like(positives) if batch_mask is None else positives | batch_mask
+
+
+def _check_queue(student: Tensor, queue: Tensor | None, mask: Tensor | None, in_batch: bool) -> None:
+    """Raise ValueError unless the queue is [K, D] where there is one, and its mask bool [B, K]."""
     if queue is None and not in_batch:
         raise ValueError("in_batch=False leaves no negatives: give a queue")
     if queue is not None and (queue.dim() != 2 or queue.shape[1] != student.shape[1]):
         raise ValueError(f"queue must be [K, {student.shape[1]}], not {list(queue.shape)}")
-    if queue_mask is not None:
-        shape = [size, 0 if queue is None else len(queue)]
-        if queue is None or queue_mask.dtype != torch.bool or list(queue_mask.shape) != shape:
-            raise ValueError(f"queue_mask must be bool {shape}, not {queue_mask.dtype} {list(queue_mask.shape)}")
-    if batch_mask is not None and (batch_mask.dtype != torch.bool or list(batch_mask.shape) != [size, size]):
-        raise ValueError(f"batch_mask must be bool {[size, size]}, not {batch_mask.dtype} {list(batch_mask.shape)}")
-    sides = [checks.unit(student), checks.unit(teacher)]
-    seeking, sought = sides if anchor == "student" else reversed(sides)
-    counted = torch.eye(size, dtype=torch.bool, device=student.device)
-    if in_batch:
-        counted = torch.ones_like(counted) if batch_mask is None else counted | batch_mask
-    scores = checks.product(seeking, sought.T).masked_fill(~counted, -torch.inf)
-    if queue is not None:
-        further = checks.product(seeking, checks.unit(queue.detach().to(seeking.dtype)).T)
-        scores = torch.cat([scores, further if queue_mask is None else further.masked_fill(~queue_mask, -torch.inf)], 1)
-    return -F.log_softmax(scores / temperature, 1)[:, :size].diagonal().mean()
+    if mask is not None:
+        shape = [len(student), 0 if queue is None else len(queue)]
+        if queue is None or mask.dtype != torch.bool or list(mask.shape) != shape:
+            raise ValueError(f"queue_mask must be bool {shape}, not {mask.dtype} {list(mask.shape)}")
 
 
 def noise_contrastive(
@@ -197,8 +208,8 @@ def noise_contrastive(
     checks.positive("normaliser", float(normaliser))
     # h is the logistic function of log P − log(K/N).
     shift = math.log(float(normaliser)) + math.log(negative.shape[1] / rows)
-    pair, others = (x if x.dtype == torch.float64 else x.float() for x in (positive, negative))
-    return (F.softplus(shift - pair / temperature) + F.softplus(others / temperature - shift).sum(1)).mean()
+    pairs, negatives = (x if x.dtype == torch.float64 else x.float() for x in (positive, negative))
+    return (F.softplus(shift - pairs / temperature) + F.softplus(negatives / temperature - shift).sum(1)).mean()
 
 
 def _relative(distances: Tensor) -> Tensor:

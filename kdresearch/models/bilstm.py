@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from kdresearch.errors import UserError, choices
-from kdresearch.models.differentiation import tracked, twice_differentiable
-from kdresearch.models.embedding import copy_vectors, uniform_table
-from kdresearch.models.model import TextModel, class_names
+from kdresearch.models.differentiation import twice_differentiable
+from kdresearch.models.embedding import EmbeddingModel, uniform_table
+from kdresearch.models.model import class_names
 from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
 POOLINGS = ("attention", "max", "mean", "last")
 
 
-class BiLSTM(TextModel):
+class BiLSTM(EmbeddingModel):
     """Embedding, ``layers`` bidirectional LSTMs, pooling over the real tokens, linear classifier.
 
     The recurrence is that of a packed ``nn.LSTM(bidirectional=True)``: the backward direction starts at each row's
@@ -86,24 +86,13 @@ class BiLSTM(TextModel):
             "pooling": pooling,
         }
         self.pooling = pooling
-        width, attends = 2 * hidden_dim, pooling == "attention"
-        self.signature = Signature(
-            LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if attends else set()),
-            width=width,
-            depth=layers,
-            heads=int(attends),
-            embedding_width=embedding_dim,
-            vocabulary=vocabulary,
-            classes=names,
-            logits=classes,
-            name=type(self).__name__,
-        )
-
+        self.signature = self._sign(names)
+        width = self.signature.width
         inputs = [embedding_dim] + [width] * (layers - 1)
         self.embedding = uniform_table(vocabulary, embedding_dim, self.EMBEDDING_BOUND)
         self.rightward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
         self.leftward = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in inputs)
-        if attends:
+        if self._attends:
             self.scorer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1, bias=False))
         self.dropout = nn.Dropout(dropout)
         locked = dropout if embedding_dropout is None else embedding_dropout
@@ -114,6 +103,19 @@ class BiLSTM(TextModel):
     @property
     def _attends(self) -> bool:
         return self.pooling == "attention"
+
+    def _sign(self, names: tuple[str, ...] | None) -> Signature:
+        return Signature(
+            LOGITS | {"pooled", "hidden", "embeddings"} | ({"attention"} if self._attends else set()),
+            width=2 * self.config["hidden_dim"],
+            depth=self.config["layers"],
+            heads=int(self._attends),
+            embedding_width=self.config["embedding_dim"],
+            vocabulary=self.config["vocabulary"],
+            classes=names,
+            logits=self.config["classes"],
+            name=type(self).__name__,
+        )
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -131,10 +133,6 @@ class BiLSTM(TextModel):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
-        copy_vectors(self.embedding, vectors, known)
-
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         """Read B rows of T tokens, padded on the right; a row without tokens pools to zero.
 
@@ -142,9 +140,7 @@ class BiLSTM(TextModel):
         """
         check_needs(self, needs)
         mask = tokens.mask
-        words = self.embedding(tokens.ids).masked_fill(~mask[..., None], 0.0)
-        if "embeddings" in needs:
-            words = tracked(words)
+        words = self.embed(tokens, needs)
         with twice_differentiable() if "embeddings" in needs else nullcontext():
             hidden = self._read(words, mask)
         attention = self._attend(hidden[-1], mask) if needs - {"hidden", "embeddings"} and self._attends else None
@@ -168,10 +164,10 @@ class BiLSTM(TextModel):
         hidden = [words]
         for rightward, leftward in zip(self.rightward, self.leftward, strict=True):
             inputs = self.dropout(hidden[-1]) if len(hidden) > 1 else self._drop(words)
-            right, _ = rightward(inputs)
-            left, _ = leftward(inputs.gather(1, mirror.expand_as(inputs)))
-            left = left.gather(1, mirror.expand_as(left))
-            hidden.append(torch.cat((right, left), dim=2).masked_fill(padding, 0.0))
+            rightward_states, _ = rightward(inputs)
+            leftward_states, _ = leftward(inputs.gather(1, mirror.expand_as(inputs)))
+            leftward_states = leftward_states.gather(1, mirror.expand_as(leftward_states))
+            hidden.append(torch.cat((rightward_states, leftward_states), dim=2).masked_fill(padding, 0.0))
         return tuple(hidden)
 
     def _drop(self, words: Tensor) -> Tensor:
@@ -198,9 +194,9 @@ class BiLSTM(TextModel):
         if self.pooling == "mean":
             return states.sum(1) / length
         if self.pooling == "max":
-            # Padding is below every state; the row without tokens falls back on its zeros.
+            # Padding is below every state; a row without tokens keeps its zeros.
             real = mask | ~mask.any(1, keepdim=True)
             return states.masked_fill(~real[..., None], -torch.inf).amax(1)
-        right, left = states.chunk(2, dim=2)
-        final = (length - 1)[..., None].expand(-1, -1, right.shape[2])
-        return torch.cat((right.gather(1, final).squeeze(1), left[:, 0]), dim=1)
+        rightward_states, leftward_states = states.chunk(2, dim=2)
+        final = (length - 1)[..., None].expand(-1, -1, rightward_states.shape[2])
+        return torch.cat((rightward_states.gather(1, final).squeeze(1), leftward_states[:, 0]), dim=1)

@@ -1,4 +1,4 @@
-"""A model as a teacher: frozen, and asked beside the student."""
+"""A model as a teacher: frozen, and run beside the student."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PRECISIONS = ("32", "bf16")
 
 def teacher_signature(model: Signature, classes: tuple[str, ...] | None) -> Signature:
     """That of a model which runs as a teacher: what it gives, and ``sensitivity`` where it gives ``embeddings``."""
-    more = {"sensitivity"} if "embeddings" in model.fields else set()
-    return replace(model, fields=model.fields | more, classes=None if classes is None else tuple(classes))
+    extra = {"sensitivity"} if "embeddings" in model.fields else set()
+    return replace(model, fields=model.fields | extra, classes=None if classes is None else tuple(classes))
 
 
 class FrozenModel:
@@ -31,7 +31,7 @@ class FrozenModel:
 
     Args:
         model: its parameters stop requiring gradients.
-        classes: names of its logits; None takes those of its signature, which may not know them.
+        classes: names of its logits; None takes those of its signature, which may have none.
         precision: ``32``, or ``bf16`` autocast.
 
     Raises:
@@ -60,6 +60,7 @@ class FrozenModel:
         self.model.look_at(inputs)
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Move the model to ``device``; returns itself."""
         self.device = torch.device(device)
         self.model.to(self.device)
         return self
@@ -82,7 +83,7 @@ class FrozenModel:
 
     def _differentiate(self, inputs: Any, needs: frozenset[str]) -> Outputs:
         fields = needs - {"sensitivity"}
-        # Whatever the caller is in: the distiller asks without gradients, and predictions are made in inference mode.
+        # Whatever the caller's mode: the distiller calls without gradients, and predictions are made in inference mode.
         with torch.inference_mode(False), torch.enable_grad(), self._autocast():
             outputs = self.model(inputs, fields | {"logits", "embeddings"})
             assert outputs.logits is not None and outputs.embeddings is not None and outputs.mask is not None

@@ -42,7 +42,7 @@ def copy_layers(
     *,
     classifier: bool = False,
 ) -> list[int]:
-    """Start a student from chosen layers of its teacher, and from all that the encoder holds beside its layers.
+    """Start a student from some layers of its teacher, and from all that the encoder holds beside its layers.
 
     DistilBERT takes one layer out of two (Sanh et al. 2019, §3), BERT-PKD the first ones (Sun et al. 2019, "Patient
     Knowledge Distillation for BERT Model Compression"). ``uniform`` takes layer ⌈i·T/S⌉ for the i-th of S, the last
@@ -56,43 +56,47 @@ def copy_layers(
         classifier: copy the linear head too.
 
     Returns:
-        The teacher's layers that were taken, counted from 1.
+        The teacher's layers that were copied, counted from 1.
 
     Raises:
         UserError: the encoders differ in more than depth, or share one layer's weights (ALBERT); the layers are not
             the teacher's; the head is of another kind. The student is unchanged then.
     """
-    mine, theirs = student.encoder, _encoder(teacher)
-    for name in _ALIKE:
-        own, other = getattr(mine.config, name, None), getattr(theirs.config, name, None)
-        if own != other:
-            raise UserError(f"the student's {name} is {own} and the teacher's {other}: {_INSTEAD}")
-    taken = _taken(layers, student.signature.depth, teacher.signature.depth)
-    stack = _stack(mine, student.signature.depth, theirs, teacher.signature.depth)
+    student_encoder, teacher_encoder = student.encoder, _encoder(teacher)
+    _check_alike(student_encoder, teacher_encoder)
+    numbers = _select_layers(layers, student.signature.depth, teacher.signature.depth)
+    stack = _stack(student_encoder, student.signature.depth, teacher_encoder, teacher.signature.depth)
 
-    before = mine.state_dict()
+    before = student_encoder.state_dict()
     after = {
         name: tensor
-        for name, tensor in theirs.state_dict().items()
+        for name, tensor in teacher_encoder.state_dict().items()
         if name in before and not name.startswith(f"{stack}.")  # a teacher may have a pooler more
     }
-    for place, number in enumerate(taken):
-        layer = theirs.get_submodule(f"{stack}.{number - 1}").state_dict()
+    for place, number in enumerate(numbers):
+        layer = teacher_encoder.get_submodule(f"{stack}.{number - 1}").state_dict()
         after |= {f"{stack}.{place}.{name}": tensor for name, tensor in layer.items()}
     _check_fits(before, after)
     if classifier:
         _check_head(student, teacher)
         student.classifier.load_state_dict(teacher.classifier.state_dict())  # type: ignore[union-attr]
-    mine.load_state_dict(after)
-    return taken
+    student_encoder.load_state_dict(after)
+    return numbers
 
 
-def _taken(layers: str | Sequence[int], student: int, teacher: int) -> list[int]:
+def _check_alike(student: nn.Module, teacher: nn.Module) -> None:
+    for name in _ALIKE:
+        student_value, teacher_value = (getattr(encoder.config, name, None) for encoder in (student, teacher))
+        if student_value != teacher_value:
+            raise UserError(f"the student's {name} is {student_value} and the teacher's {teacher_value}: {_INSTEAD}")
+
+
+def _select_layers(layers: str | Sequence[int], student: int, teacher: int) -> list[int]:
     if not isinstance(layers, str):
-        taken = list(layers)
-        if len(taken) != student or not all(1 <= number <= teacher for number in taken):
-            raise UserError(f"layers is {taken}; the student takes {student} of the teacher's layers 1 to {teacher}")
-        return taken
+        numbers = list(layers)
+        if len(numbers) != student or not all(1 <= number <= teacher for number in numbers):
+            raise UserError(f"layers is {numbers}; the student takes {student} of the teacher's layers 1 to {teacher}")
+        return numbers
     if layers not in LAYERS:
         raise UserError(f"layers is {choices(layers, LAYERS)}, or a list of the teacher's layers")
     if layers == "uniform":
@@ -113,8 +117,8 @@ def _encoder(model: Transformer | HubClassifier) -> nn.Module:
 
 def _stack(student: nn.Module, depth: int, teacher: nn.Module, teacher_depth: int) -> str:
     """The name of the list of layers, the outermost that has each side's depth; families call it differently."""
-    own, other = _lists(student, depth), _lists(teacher, teacher_depth)
-    if common := [name for name in own if name in other]:
+    student_lists, teacher_lists = _lists(student, depth), _lists(teacher, teacher_depth)
+    if common := [name for name in student_lists if name in teacher_lists]:
         return common[0]
     raise UserError(
         f"{type(teacher).__name__} has no list of {teacher_depth} layers to choose from (ALBERT shares one's weights): "
@@ -128,22 +132,24 @@ def _lists(encoder: nn.Module, length: int) -> list[str]:
 
 def _check_fits(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
     for name in sorted(student.keys() | teacher.keys()):
-        own, other = (list(side[name].shape) if name in side else "missing" for side in (student, teacher))
-        if own != other:
+        student_shape, teacher_shape = (
+            list(state[name].shape) if name in state else "missing" for state in (student, teacher)
+        )
+        if student_shape != teacher_shape:
             raise UserError(
-                f"{name} is {own} in the student and {other} in what it would take from the teacher: {_INSTEAD}"
+                f"{name} is {student_shape} in the student and {teacher_shape} in what it would take from the teacher: "
+                f"{_INSTEAD}"
             )
 
 
 def _check_head(student: Transformer, teacher: Transformer | HubClassifier) -> None:
     if not isinstance(teacher, Transformer):
         raise UserError(f"the head of a {type(teacher).__name__} is no classifier that a Transformer could take over")
-    own, other = ((side.pooling, side.classifier.out_features) for side in (student, teacher))
-    if own != other:
-        raise UserError(
-            f"the student's classifier reads pooling={own[0]} into {own[1]} classes, the teacher's {other[0]} into "
-            f"{other[1]}"
-        )
+    student_head, teacher_head = (
+        f"pooling={model.pooling} into {model.classifier.out_features} classes" for model in (student, teacher)
+    )
+    if student_head != teacher_head:
+        raise UserError(f"the student's classifier reads {student_head}, the teacher's {teacher_head}")
 
 
 @torch.no_grad()
@@ -152,7 +158,7 @@ def reduce_embeddings(student: nn.Module, teacher: nn.Module) -> float:
 
     The rows are U_E·S_E of the centred table, its best approximation of rank E (Eckart & Young 1936), times one number
     that gives them the standard deviation of the student's own random start. Centred, because what all words have in
-    common tells none from another, and would cost one of the E dimensions. The row of padding stays as it is.
+    common distinguishes none of them and would cost one of the E dimensions. The row of padding stays as it is.
 
     Both sides must read the same token ids: that the vocabularies have one size is checked, not that they are one.
 
@@ -162,17 +168,18 @@ def reduce_embeddings(student: nn.Module, teacher: nn.Module) -> float:
     Raises:
         UserError: a model has no embedding table; the tables have different rows; the student's is the wider one.
     """
-    mine, theirs = _table(student, "student"), _table(teacher, "teacher")
-    if mine.num_embeddings != theirs.num_embeddings:
+    student_table, teacher_table = _table(student, "student"), _table(teacher, "teacher")
+    if student_table.num_embeddings != teacher_table.num_embeddings:
+        sizes = student_table.num_embeddings, teacher_table.num_embeddings
         raise UserError(
-            f"the student's vocabulary has {mine.num_embeddings} entries and the teacher's {theirs.num_embeddings}: "
+            f"the student's vocabulary has {sizes[0]} entries and the teacher's {sizes[1]}: "
             "give the student the teacher's tokenizer, or distil word vectors, which need no common vocabulary"
         )
-    _check_width(mine.embedding_dim, theirs.embedding_dim)
-    real = _real(mine).cpu()
-    reduced, kept = _principal(theirs.weight.cpu()[real], mine.embedding_dim)
-    mine.weight[real.to(mine.weight.device)] = (reduced * spread(student)).to(mine.weight)
-    return kept
+    _check_width(student_table.embedding_dim, teacher_table.embedding_dim)
+    real = _real(student_table).cpu()
+    reduced, variance_share = _principal(teacher_table.weight.cpu()[real], student_table.embedding_dim)
+    student_table.weight[real.to(student_table.weight.device)] = (reduced * spread(student)).to(student_table.weight)
+    return variance_share
 
 
 @torch.no_grad()
@@ -233,17 +240,17 @@ def static_vectors(
     "Obtaining Better Static Word Embeddings Using Contextual Embedding Models", learn better ones from running text).
     Its vector is the mean of the last hidden states of its tokens, special ones included, which is how such a model
     pools a text. Then the principal components are kept, as Model2Vec does (Tulkens & van Dongen 2024), but every word
-    at its own length: to weigh them down by frequency helps a mean that nobody trains, and the student is trained.
+    at its own length: weighting by frequency helps a mean that is not trained, and the student is trained.
 
     Args:
-        teacher: where it gives no hidden states, ``pooled`` is taken for the vector.
+        teacher: where it gives no hidden states, ``pooled`` is the vector.
         encode: the teacher's tokenizer, texts to padded ids.
         scale: standard deviation of the answer; ``spread`` of the student keeps its training at its own scale.
 
     Raises:
         UserError: the teacher's vectors are narrower than ``width``, or all alike; it gives no vectors at all.
     """
-    field = next((each for each in ("hidden", "pooled") if each in teacher.signature.fields), None)
+    field = next((name for name in ("hidden", "pooled") if name in teacher.signature.fields), None)
     if field is None:
         raise UserError(f"{teacher.signature.name} provides neither hidden nor pooled, of which word vectors are made")
     _check_width(width, teacher.signature.width)
@@ -277,7 +284,7 @@ def ngram_vectors(words: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         members: [V, n] rows of ``words`` that each n-gram consists of; 0 where it has fewer, and for no word.
 
     Returns:
-        Vectors [V, E] and which of them are known [V] bool: those of n-grams with a word.
+        Vectors [V, E], and which rows have one [V] bool: those of n-grams with a word.
     """
     count = (members > 0).sum(1)
     total = nn.functional.embedding_bag(members, words, mode="sum", padding_idx=0)

@@ -32,8 +32,8 @@ class TextModel(nn.Module):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Nothing: a model that counts its features before it is trained does it here."""
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from word vectors [V, E] where ``known`` [V] bool says.
+    def load_vectors(self, vectors: Tensor, has_vector: Tensor) -> None:
+        """Start from word vectors [V, E] in the rows of ``has_vector`` [V] bool.
 
         Raises:
             UserError: the model has no table of them.
@@ -41,4 +41,4 @@ class TextModel(nn.Module):
         raise UserError(f"student.tokenizer.vectors: {type(self).__name__} has no word embeddings to load them into")
 
     def look_at(self, inputs: Any) -> None:
-        """Nothing: its constructor's arguments say all of the signature."""
+        """Nothing: the constructor's arguments determine the signature."""

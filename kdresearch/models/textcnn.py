@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdresearch.errors import UserError
-from kdresearch.models.differentiation import tracked
-from kdresearch.models.embedding import copy_vectors, uniform_table
-from kdresearch.models.model import TextModel, class_names
+from kdresearch.models.embedding import EmbeddingModel, uniform_table
+from kdresearch.models.model import class_names
 from kdresearch.structures import LOGITS, Outputs, Signature, Tokens, check_needs
 
 
-class TextCNN(TextModel):
+class TextCNN(EmbeddingModel):
     """The single-channel network of Kim 2014, "Convolutional Neural Networks for Sentence Classification".
 
     Each filter looks at every window of k tokens that lies within the row, and only its highest answer counts
@@ -88,10 +87,6 @@ class TextCNN(TextModel):
             nn.init.uniform_(part.weight, -bound, bound)
             nn.init.zeros_(part.bias)
 
-    def load_vectors(self, vectors: Tensor, known: Tensor) -> None:
-        """Start from pre-trained word vectors [V, E] where ``known`` [V] bool says; UserError on other shapes."""
-        copy_vectors(self.embedding, vectors, known)
-
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         """Read B rows of T tokens, padded on the right.
 
@@ -101,9 +96,7 @@ class TextCNN(TextModel):
         if self.training and self.max_norm is not None:
             # By .data: a second forward of the same step changes nothing, and must not look as if it did.
             self.classifier.weight.data.renorm_(2, 0, self.max_norm)
-        words = self.embedding(tokens.ids).masked_fill(~tokens.mask[..., None], 0.0)
-        if "embeddings" in needs:
-            words = tracked(words)
+        words = self.embed(tokens, needs)
         pooled = self._pool(words, tokens.mask)
         return Outputs(
             logits=self.classifier(self.dropout(pooled)) if "logits" in needs else None,

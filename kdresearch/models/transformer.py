@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ class Transformer(TextModel):
         drop = {"attention_probs_dropout_prob": attention_dropout, "attention_dropout": attention_dropout}
         if path is not None:
             name = hub_name(path)
-            known = from_pretrained(AutoConfig, name)
-            settings = {key: value for key, value in drop.items() if hasattr(known, key)}
-            self.encoder = from_pretrained(AutoModel, name, **settings, **_without_pooler(known))
+            configuration = from_pretrained(AutoConfig, name)
+            settings = {key: value for key, value in drop.items() if hasattr(configuration, key)}
+            self.encoder = from_pretrained(AutoModel, name, **settings, **_without_pooler(configuration))
         else:
             assert architecture is not None
             refuse_kernels(architecture, "student.model.architecture")
@@ -73,8 +74,9 @@ class Transformer(TextModel):
             if vocabulary is not None and "vocab_size" not in architecture:
                 fields |= {"vocab_size": vocabulary, "pad_token_id": 0}
             try:
-                known = AutoConfig.for_model(**fields)
-                self.encoder = AutoModel.from_config(known, trust_remote_code=False, **_without_pooler(known))  # type: ignore[no-untyped-call]
+                configuration = AutoConfig.for_model(**fields)
+                settings = {"trust_remote_code": False, **_without_pooler(configuration)}
+                self.encoder = AutoModel.from_config(configuration, **settings)  # type: ignore[no-untyped-call]
             except (ValueError, TypeError) as error:
                 raise UserError(f"student.model.architecture: {error}") from error
         self.signature = replace(_signature(self.encoder, FIELDS, type(self).__name__), classes=names, logits=classes)
@@ -92,6 +94,7 @@ class Transformer(TextModel):
         }
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
+        """Read B rows of T tokens; ValueError where ``needs`` names what the model does not provide."""
         check_needs(self, needs)
         answer, fields = _run(self.encoder, tokens, needs)
         pooled = _pool(answer.last_hidden_state, tokens.mask, self.pooling) if needs & {"logits", "pooled"} else None
@@ -121,8 +124,8 @@ class HubClassifier(TextModel):
             self.model = from_pretrained(AutoModelForSequenceClassification, hub_name(path))
         else:
             refuse_kernels(architecture or {}, "architecture")
-            known = AutoConfig.for_model(**(architecture or {}))
-            self.model = AutoModelForSequenceClassification.from_config(known, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            configuration = AutoConfig.for_model(**(architecture or {}))
+            self.model = AutoModelForSequenceClassification.from_config(configuration, trust_remote_code=False)  # type: ignore[no-untyped-call]
         configuration = self.model.config
         self.classes = tuple(str(configuration.id2label[number]) for number in range(configuration.num_labels))
         self.signature = replace(_signature(self.model, FIELDS - {"pooled"}, type(self).__name__), classes=self.classes)
@@ -131,6 +134,7 @@ class HubClassifier(TextModel):
         }
 
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
+        """Read B rows of T tokens; ValueError where ``needs`` names what the model does not provide."""
         check_needs(self, needs)
         answer, fields = _run(self.model, tokens, needs)
         return Outputs(logits=answer.logits if "logits" in needs else None, mask=tokens.mask, **fields)
@@ -161,9 +165,9 @@ def _run(model: Any, tokens: Tokens, needs: frozenset[str]) -> tuple[Any, dict[s
             # The word vectors already: what is made of them, hidden_states[0], then has a gradient, frozen or not.
             hooks.enter_context(model.get_input_embeddings().register_forward_hook(lambda *call: tracked(call[-1])))
         if "qkv" in needs:
-            for given, modules in zip(qkv, _projections(model), strict=True):
+            for captured, modules in zip(qkv, _projections(model), strict=True):
                 for module in modules:
-                    hooks.enter_context(module.register_forward_hook(lambda *call, given=given: given.append(call[-1])))
+                    hooks.enter_context(module.register_forward_hook(partial(_append_output, captured)))
         answer = model(
             input_ids=tokens.ids,
             attention_mask=tokens.mask.long(),
@@ -178,18 +182,22 @@ def _run(model: Any, tokens: Tokens, needs: frozenset[str]) -> tuple[Any, dict[s
     }
 
 
+def _append_output(outputs: list[Tensor], module: nn.Module, arguments: Any, output: Tensor) -> None:
+    outputs.append(output)
+
+
 def _projections(model: Any) -> list[list[nn.Module]]:
     """The linear maps of every layer to queries, to keys and to values; empty where they are not as expected.
 
-    Found by name, and as many as layers; ALBERT has one layer per group, run again and again.
+    They are looked up by name, as many as layers; ALBERT has one layer per group, run again and again.
     """
     width, layers = model.config.hidden_size, model.config.num_hidden_layers
     layers = getattr(model.config, "num_hidden_groups", layers)
     linear = [(path.rpartition(".")[2], module) for path, module in model.named_modules() if _maps_to(module, width)]
     for names in _QKV:
-        found = [[module for own, module in linear if own == name] for name in names]
-        if all(len(modules) == layers for modules in found):
-            return found
+        modules_by_role = [[module for leaf, module in linear if leaf == name] for name in names]
+        if all(len(modules) == layers for modules in modules_by_role):
+            return modules_by_role
     return []
 
 

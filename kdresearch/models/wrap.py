@@ -42,7 +42,7 @@ def wrap(
         logits: the one that gives the logits, where the module's own output is something else.
         classes: names of the logits, where they should be compared with the data's.
         heads: H.
-        example: inputs of some rows, by which widths are known at once; else they are known with the first batch.
+        example: inputs of some rows, from which widths are read at once; else they are read with the first batch.
 
     Raises:
         UserError: a submodule that the module does not have.
@@ -146,37 +146,38 @@ class WrappedModel(TextModel):
             raise UserError(f"wrap: {name} gives {logits.shape[1]} logits, and classes names {len(self.classes)}")
 
     def forward(self, inputs: Any, needs: frozenset[str] = LOGITS) -> Outputs:
+        """Run the module; ValueError where ``needs`` names what is not wrapped."""
         check_needs(self, needs)
         return self._run(inputs, needs)
 
     def _run(self, inputs: Any, needs: frozenset[str]) -> Outputs:
         submodules = dict(self.module.named_modules())
         results: dict[str, Tensor] = {}
-        wanted = {name for field in needs | LOGITS for name in self.names.get(field, ())}
+        hook_names = {name for field in needs | LOGITS for name in self.names.get(field, ())}
         if "hidden" in needs:
-            wanted |= set(self.names["embeddings"])
+            hook_names |= set(self.names["embeddings"])
         with ExitStack() as hooks:
-            for name in wanted:
+            for name in hook_names:
                 hooks.enter_context(submodules[name].register_forward_hook(_keep(results, name, "embeddings" in needs)))
             if "embeddings" in needs:
                 hooks.enter_context(twice_differentiable())
             output = self._call(inputs)
 
-        def of(field: str) -> list[Tensor]:
+        def outputs_of(field: str) -> list[Tensor]:
             return [results[name] for name in self.names[field]]
 
-        logits = of("logits")[0] if self.names["logits"] else _logits_of(output)
+        logits = outputs_of("logits")[0] if self.names["logits"] else _logits_of(output)
         states = None
         if "hidden" in needs:
-            layers = of("hidden")
-            first = of("embeddings")[0] if self.names["embeddings"] else layers[0].new_empty(0)
+            layers = outputs_of("hidden")
+            first = outputs_of("embeddings")[0] if self.names["embeddings"] else layers[0].new_empty(0)
             states = (first, *layers)
         return Outputs(
             logits=logits if "logits" in needs else None,
-            pooled=_vector(of("pooled")[0]) if "pooled" in needs else None,
+            pooled=_vector(outputs_of("pooled")[0]) if "pooled" in needs else None,
             hidden=states,
-            attention=tuple(of("attention")) if "attention" in needs else None,
-            embeddings=of("embeddings")[0] if "embeddings" in needs else None,
+            attention=tuple(outputs_of("attention")) if "attention" in needs else None,
+            embeddings=outputs_of("embeddings")[0] if "embeddings" in needs else None,
             mask=_mask_of(inputs, states, results, self.names),
         )
 
@@ -224,7 +225,7 @@ def _vector(output: Tensor) -> Tensor:
 def _mask_of(
     inputs: Any, states: tuple[Tensor, ...] | None, results: Mapping[str, Tensor], names: Mapping[str, list[str]]
 ) -> Tensor | None:
-    """[B, T] bool: where tokens are real; None for maps and where nothing speaks of tokens."""
+    """[B, T] bool: where tokens are real; None for maps and where there are no tokens."""
     if isinstance(inputs, Tokens):
         return inputs.mask
     if isinstance(inputs, Mapping) and isinstance(inputs.get("attention_mask"), Tensor):
@@ -232,7 +233,7 @@ def _mask_of(
         return mask
     of_tokens = [state for state in states or () if state.ndim == 3]
     of_tokens += [results[name] for name in names["embeddings"] if name in results]
-    size = next(((len(each), each.shape[1]) for each in of_tokens), None)
+    size = next(((len(state), state.shape[1]) for state in of_tokens), None)
     for name in names["attention"]:
         if size is None and name in results:
             size = (len(results[name]), results[name].shape[-1])

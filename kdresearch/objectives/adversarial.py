@@ -24,6 +24,7 @@ class SpectralLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
         weight = self.weight if self.out_features <= self.in_features else self.weight.T
         largest = torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt()
         return F.linear(input, self.weight / largest, self.bias)
@@ -40,7 +41,7 @@ class Adversarial(Objective):
     Args:
         reads: ``logits``; or ``pooled``, the student's projected to the teacher's width where they differ.
         hidden_dim: units of the discriminator.
-        smoothing: ε: what is the teacher's is to be taken for it with probability 1 − ε (Salimans et al. 2016, §3.4).
+        smoothing: ε: the target for the teacher's vectors is 1 − ε (Salimans et al. 2016, §3.4).
 
     Raises:
         UserError: an unknown representation, no units, or a smoothing outside [0, 1).
@@ -58,9 +59,10 @@ class Adversarial(Objective):
         self.needs = self.teacher_needs = frozenset({reads})
         self.projection: nn.Module = nn.Identity()
         self.discriminator: nn.Module = nn.Identity()
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._latest: tuple[Tensor, Tensor] | None = None
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Make the discriminator, and a projection where widths differ; UserError for an unknown number of classes."""
         if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy, which knows the objective's name
         if self.reads == "pooled":
@@ -77,23 +79,25 @@ class Adversarial(Objective):
         ).requires_grad_(False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of vectors [B, C] or [B, D]; they are kept for ``discrimination``."""
         assert teacher is not None
-        own, other = (getattr(side, self.reads) for side in (student, teacher))
-        own, other = self._normal(self.projection(own)), self._normal(other)
-        self._seen = own.detach(), other.detach()
-        return F.softplus(-self._score(own)).mean()
+        student_vectors = self._normal(self.projection(getattr(student, self.reads)))
+        teacher_vectors = self._normal(getattr(teacher, self.reads))
+        self._latest = student_vectors.detach(), teacher_vectors.detach()
+        return F.softplus(-self._score(student_vectors)).mean()
 
     def discrimination(self) -> tuple[Tensor, Tensor]:
-        """What D learns by, on the vectors that ``forward`` saw last, and its accuracy.
+        """What D learns by, on the vectors of the latest ``forward``, and its accuracy.
 
         Returns:
-            ½·(mean [−(1−ε)·log D(t) − ε·log(1 − D(t))] + mean −log(1 − D(s))); the share of rows told right.
+            ½·(mean [−(1−ε)·log D(t) − ε·log(1 − D(t))] + mean −log(1 − D(s))); the share of rows that
+            it classifies correctly.
         """
-        assert self._seen is not None
-        own, other = self._score(torch.cat(self._seen)).chunk(2)
-        target = torch.full_like(other, 1 - self.smoothing)
-        loss = (F.binary_cross_entropy_with_logits(other, target) + F.softplus(own).mean()) / 2
-        return loss, torch.cat([other > 0, own < 0]).float().mean()
+        assert self._latest is not None
+        student, teacher = self._score(torch.cat(self._latest)).chunk(2)
+        target = torch.full_like(teacher, 1 - self.smoothing)
+        loss = (F.binary_cross_entropy_with_logits(teacher, target) + F.softplus(student).mean()) / 2
+        return loss, torch.cat([teacher > 0, student < 0]).float().mean()
 
     def _normal(self, vectors: Tensor) -> Tensor:
         """Float32, whatever the student is trained in; of one size, so that neither side is known by that."""

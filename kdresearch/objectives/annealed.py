@@ -39,6 +39,7 @@ class Annealed(Objective):
         self.temperature = max_temperature
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of logits [B, C] at the present ``temperature``."""
         assert student.logits is not None and teacher is not None and teacher.logits is not None
         if self.loss == "soft_label":
             return losses.soft_label(student.logits, teacher.logits, temperature=self.temperature)

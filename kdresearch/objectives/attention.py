@@ -59,8 +59,8 @@ class AttentionMaps(Objective):
                 raise UserError(f"{name}: {choices(value, allowed)}")
         if loss == "attention_mse" and temperature != 1:
             raise UserError(f"temperature={temperature} is for attention_kl; attention_mse has none: leave it at 1")
-        given = {"temperature": temperature, "inputs": inputs} if loss == "attention_kl" else {}
-        self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), convention=convention, **given)
+        of_kl = {"temperature": temperature, "inputs": inputs} if loss == "attention_kl" else {}
+        self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), convention=convention, **of_kl)
         self.loss(torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.5))  # raises ValueError for bad settings
         self.inputs, self.layers, self.heads, self.member = inputs, layers, heads, member
         self.needs = self.teacher_needs = frozenset({"qkv" if inputs == "scores" else "attention"})
@@ -69,6 +69,7 @@ class AttentionMaps(Objective):
         self.average = self.pooling = False
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Pair the layers; UserError where heads, tokens or pooling of the two models rule the settings out."""
         if teacher is None:
             return  # refused by the strategy, which knows the objective's name
         pools = {"student": pools_by_attention(student), "teacher": pools_by_attention(teacher)}
@@ -78,7 +79,7 @@ class AttentionMaps(Objective):
                     "inputs=scores: student and teacher read different tokens of the same words, and scores do not "
                     "add up by word: use inputs=probabilities"
                 )
-            for side in (side for side, does in pools.items() if does):
+            for side in (side for side, pooled in pools.items() if pooled):
                 raise UserError(f"inputs=scores: the {side} pools by attention and has none: use inputs=probabilities")
         if not self.needs <= student.fields & teacher.fields:
             return
@@ -102,11 +103,12 @@ class AttentionMaps(Objective):
             self.teacher_extracts = {"attention": Extract(frozenset(layers), self.pooling, self.average)}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of the paired maps [B, H, N, N]."""
         assert teacher is not None
         pairing = pair(batch, student, teacher)
-        own = [self._map(student, i, self.counts[0], pairing.mask, pairing.student) for i, _ in self.pairs]
-        other = [self._map(teacher, j, self.counts[1], pairing.mask, pairing.teacher) for _, j in self.pairs]
-        return self.loss(own, other, mask=pairing.mask)
+        student_maps = [self._map(student, i, self.counts[0], pairing.mask, pairing.student) for i, _ in self.pairs]
+        teacher_maps = [self._map(teacher, j, self.counts[1], pairing.mask, pairing.teacher) for _, j in self.pairs]
+        return self.loss(student_maps, teacher_maps, mask=pairing.mask)
 
     def _map(self, outputs: Outputs, layer: int, heads: int, mask: Tensor, member: Tensor | None) -> Tensor:
         """One layer's map [B, H or 1, N or 1, N]."""
@@ -119,7 +121,7 @@ class AttentionMaps(Objective):
         maps = _full(outputs.attention[layer - 1])
         if self.pooling:
             maps = maps[:, :, :1]
-        # Heads before words: one that attends to special tokens alone has little to say of the words.
+        # Heads before words: one that attends to special tokens alone carries little about the words.
         return attention(maps.mean(1, keepdim=True) if self.average else maps, member)
 
 
@@ -141,6 +143,7 @@ class ValueRelation(Objective):
         self.heads = 0
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Take the number of heads; UserError where the two models differ in it."""
         if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy
         if student.heads != teacher.heads:
@@ -153,6 +156,7 @@ class ValueRelation(Objective):
         self.teacher_extracts = {"attention": Extract(frozenset({last})), "qkv": _roles([last], (2,))}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of the last maps [B, H, N, N] and values [B, N, D]."""
         assert teacher is not None
         pairing = pair(batch, student, teacher)
         maps, values = [], []
@@ -187,7 +191,7 @@ class RelationHeads(Objective):
         super().__init__()
         if heads < 1:
             raise UserError(f"heads must be 1 or more, not {heads}")
-        if layers is not None and (not isinstance(layers, Sequence) or [type(each) for each in layers] != [int, int]):
+        if layers is not None and (not isinstance(layers, Sequence) or [type(layer) for layer in layers] != [int, int]):
             raise UserError(f"layers must be one pair [student, teacher], not {layers}")
         for name in relations:
             if name not in RELATIONS:
@@ -199,10 +203,11 @@ class RelationHeads(Objective):
         self.pair = (0, 0)
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Pair the layers; UserError for a layer that a side lacks, or a width that the heads do not divide."""
         if teacher is None or not self.needs <= student.fields & teacher.fields:
             return  # refused by the strategy
-        wanted = [self.layers] if self.layers is not None else [(student.depth, teacher.depth)]
-        (self.pair,) = _with_attention(layer_pairs(wanted, student.depth, teacher.depth))
+        layers = [self.layers] if self.layers is not None else [(student.depth, teacher.depth)]
+        (self.pair,) = _with_attention(layer_pairs(layers, student.depth, teacher.depth))
         if student.width % self.heads or teacher.width % self.heads:
             raise UserError(
                 f"{self.heads} relation heads do not divide the widths, {student.width} of the student "
@@ -212,12 +217,13 @@ class RelationHeads(Objective):
         self.teacher_extracts = {"qkv": _roles([self.pair[1] - 1], self.places)}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of queries, keys and values [B, N, D] of the paired layers."""
         assert teacher is not None and student.qkv is not None and teacher.qkv is not None
         pairing = pair(batch, student, teacher)
-        own, other = student.qkv[self.pair[0] - 1], teacher.qkv[self.pair[1] - 1]
+        student_qkv, teacher_qkv = student.qkv[self.pair[0] - 1], teacher.qkv[self.pair[1] - 1]
         return losses.relation_heads(
-            [states(own[place], pairing.student) for place in self.places],
-            [states(other[place], pairing.teacher) for place in self.places],
+            [states(student_qkv[place], pairing.student) for place in self.places],
+            [states(teacher_qkv[place], pairing.teacher) for place in self.places],
             heads=self.heads,
             mask=pairing.mask,
         )

@@ -67,6 +67,7 @@ class Contrastive(Objective):
         self.min_batch = 1 if queue else 2
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Make the projection to the teacher's width, and the queues."""
         if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy
         self.projection = nn.Linear(student.width, teacher.width)
@@ -79,6 +80,7 @@ class Contrastive(Objective):
             self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of sentence vectors [B, D]; in training mode they enter the queues."""
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
         if self.size:
             index = index_of(batch, "a queue of vectors")
@@ -113,10 +115,10 @@ class Contrastive(Objective):
         """Put vectors [B, D] into the queues, over the oldest."""
         number = len(rows[-self.size :])
         places = (self.pointer + torch.arange(number, device=rows.device)) % self.size
-        for kept, latest in (
+        for buffer, latest in (
             (self.queue, teacher), (self.student_queue, student), (self.rows, rows), (self.labels, labels)
         ):  # fmt: skip
-            kept[places] = latest[-self.size :].to(kept.dtype)
+            buffer[places] = latest[-self.size :].to(buffer.dtype)
         self.pointer.copy_((self.pointer + number) % self.size)
         self.filled.copy_((self.filled + number).clamp(max=self.size))
 
@@ -174,6 +176,7 @@ class Crd(Objective):
         self.by_class = _by_class(negatives)
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Make both projections and both memories [N, width]."""
         if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy
         self.student_projection = nn.Linear(student.width, self.width)
@@ -187,18 +190,19 @@ class Crd(Objective):
         self.register_buffer("normalisers", torch.zeros(2))
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of sentence vectors [B, D]; UserError for more rows than the memory has places."""
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
         index = index_of(batch, "CRD's memory")
         student_vectors = checks.unit(self.student_projection(student.pooled).float())
         teacher_vectors = checks.unit(self.teacher_projection(teacher.pooled.to(student.pooled.dtype)).float())
         self._take_places(gather(index), gather(batch.label))
         places = (self.rows == index.unsqueeze(1)).int().argmax(1)
-        drawn = self._draw(_negatives(index, batch.label, self.rows, self.labels, self.by_class))
+        negatives = self._draw(_negatives(index, batch.label, self.rows, self.labels, self.by_class))
         value = student_vectors.new_zeros(())
         directions = ((student_vectors, self.teacher_memory), (teacher_vectors, self.student_memory))
         for direction, (anchor, memory) in enumerate(directions):
             scores = checks.product(anchor, memory.clone().T.to(anchor.dtype))  # it changes before the backward pass
-            positive, negative = scores.gather(1, places.unsqueeze(1)), scores.gather(1, drawn)
+            positive, negative = scores.gather(1, places.unsqueeze(1)), scores.gather(1, negatives)
             with torch.no_grad():
                 if not self.normalisers[direction]:
                     every = torch.cat([positive, negative], 1) / self.temperature

@@ -23,6 +23,7 @@ class PseudoSample(LogitsObjective):
         self.loss(torch.zeros(2, 3), torch.zeros(2, 3), **self.settings)  # raises ValueError
 
     def denominator(self, batch: Batch) -> Tensor:
+        """The number of rows without a label."""
         return (batch.label == UNLABELLED).sum()
 
     def _value(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:

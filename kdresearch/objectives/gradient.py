@@ -40,6 +40,7 @@ class Jacobian(Objective):
         self.distance, self.member = distance, member
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Raise UserError where distance=cosine meets embeddings of two widths."""
         if teacher is None or not (self.needs <= student.fields and self.teacher_needs <= teacher.fields):
             return  # refused by the strategy, which knows the objective's name
         if self.distance == "cosine" and student.embedding_width != teacher.embedding_width:
@@ -52,9 +53,9 @@ class Jacobian(Objective):
         """Raises ValueError for a student that ran without a graph, as under ``torch.no_grad``."""
         assert teacher is not None and teacher.logits is not None and teacher.sensitivity is not None
         pairing = pair(batch, student, teacher)
-        own = self._sensitivity(student, teacher.logits.argmax(1))
+        sensitivity = self._sensitivity(student, teacher.logits.argmax(1))
         return losses.jacobian(
-            states(own, pairing.student),
+            states(sensitivity, pairing.student),
             states(teacher.sensitivity, pairing.teacher),
             mask=pairing.mask,
             distance=self.distance,

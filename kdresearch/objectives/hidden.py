@@ -69,6 +69,7 @@ class StatePairs(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
+        """The fields of ``Outputs`` that both sides must give."""
         return frozenset({"hidden" if self.level == "tokens" else "pooled"})
 
     def bind(self, student: Signature, teacher: Signature) -> None:
@@ -90,37 +91,37 @@ class StatePairs(nn.Module):
                     f"patient compares the first token, and the hidden states of {student.name} and {teacher.name} "
                     "are maps [B, D, H, W]: use loss=hidden_mse"
                 )
-            widths = [(student.width_of(mine), teacher.width_of(theirs)) for mine, theirs in self.pairs]
+            widths = [(student.width_of(first), teacher.width_of(second)) for first, second in self.pairs]
             _check_embeddings(self.pairs, student, teacher)
         self.projections = self._projections(student, teacher, widths)
 
     def _check_no_layers(self) -> None:
         """A choice that would change nothing is refused: its runs would differ by name alone."""
         if self.layers not in SENTENCE or self.embeddings or self.shared_projection:
-            asked = "embeddings=true" if self.embeddings else f"layers={self.layers}"
+            setting = "embeddings=true" if self.embeddings else f"layers={self.layers}"
             if self.shared_projection:
-                asked = "shared_projection=true"
+                setting = "shared_projection=true"
             raise UserError(
-                f"{asked} is of hidden states, and the sentence vectors of both sides are compared "
+                f"{setting} is of hidden states, and the sentence vectors of both sides are compared "
                 f"(level={self.level}): leave it out, or use two models with hidden states"
             )
 
     def _projections(self, student: Signature, teacher: Signature, widths: list[tuple[int, int]]) -> nn.ModuleList:
-        wanted = [self.projection == "linear" or (self.same_width and own != other) for own, other in widths]
-        if self.projection == "none" and any(wanted):
-            own, other = next(pair for pair, want in zip(widths, wanted, strict=True) if want)
+        linear = [self.projection == "linear" or (self.same_width and first != second) for first, second in widths]
+        if self.projection == "none" and any(linear):
+            student_width, teacher_width = widths[linear.index(True)]
             raise UserError(
-                f"projection=none, and the widths differ: {own} of the student ({student.name}), {other} of "
-                f"the teacher: use projection=linear"
+                f"projection=none, and the widths differ: {student_width} of the student ({student.name}), "
+                f"{teacher_width} of the teacher: use projection=linear"
             )
-        if self.shared_projection and any(wanted):
+        if self.shared_projection and any(linear):
             if len(set(widths)) > 1:
                 raise UserError(
                     f"shared_projection=true takes layers of one width, and these are {sorted(set(widths))}"
                 )
             return nn.ModuleList([nn.Linear(*widths[0])])
         return nn.ModuleList(
-            nn.Linear(own, other) if want else nn.Identity() for (own, other), want in zip(widths, wanted, strict=True)
+            nn.Linear(*width) if projects else nn.Identity() for width, projects in zip(widths, linear, strict=True)
         )
 
     def forward(
@@ -131,22 +132,24 @@ class StatePairs(nn.Module):
             assert student.pooled is not None and teacher.pooled is not None
             return [self.projections[0](student.pooled)], [teacher.pooled], None
         assert student.hidden is not None and teacher.hidden is not None
-        own = [student.hidden[layer] for layer, _ in self.pairs]
-        other = [teacher.hidden[layer] for _, layer in self.pairs]
+        student_states = [student.hidden[layer] for layer, _ in self.pairs]
+        teacher_states = [teacher.hidden[layer] for _, layer in self.pairs]
         mask: Tensor | None = None
         if self.maps:
-            meeting = [places(mine, theirs) for mine, theirs in zip(own, other, strict=True)]
-            own, other = [mine for mine, _ in meeting], [theirs for _, theirs in meeting]
+            both = [places(*maps) for maps in zip(student_states, teacher_states, strict=True)]
+            student_states, teacher_states = [side for side, _ in both], [side for _, side in both]
         elif self.first_token:
             assert student.mask is not None and teacher.mask is not None
             mask = student.mask[:, :1] & teacher.mask[:, :1]
-            own, other = [h[:, :1] for h in own], [h[:, :1] for h in other]
+            student_states, teacher_states = [h[:, :1] for h in student_states], [h[:, :1] for h in teacher_states]
         else:
             pairing = pair(batch, student, teacher)
             mask = pairing.mask
-            own, other = [states(h, pairing.student) for h in own], [states(h, pairing.teacher) for h in other]
+            student_states = [states(h, pairing.student) for h in student_states]
+            teacher_states = [states(h, pairing.teacher) for h in teacher_states]
         number = len(self.projections)
-        return [self.projections[place % number](h) for place, h in enumerate(own)], other, mask
+        projected = [self.projections[place % number](h) for place, h in enumerate(student_states)]
+        return projected, teacher_states, mask
 
 
 class Feature(Objective):
@@ -179,8 +182,8 @@ class Feature(Objective):
             raise UserError(f"convention: {choices(convention, ('house',))} for cosine")
         if loss in TOKENS_ONLY and level == "sentence":
             raise UserError(f"loss={loss} relates the tokens of a row, and level=sentence has none: use level=tokens")
-        given = {} if loss == "cosine" else {"convention": convention}
-        self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), **given)
+        settings = {} if loss == "cosine" else {"convention": convention}
+        self.loss: Callable[..., Tensor] = partial(getattr(losses, loss), **settings)
         layer = [torch.zeros(1, 1, 2)] * 2
         self.loss(layer, layer)  # raises ValueError for a convention that it lacks
         self.name, self.member = loss, member
@@ -195,6 +198,7 @@ class Feature(Objective):
         )
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Pair the layers and make the projections; UserError where the models or the loss do not allow it."""
         _bind_states(self, self.states, student, teacher)
         if self.states.maps and self.name in NO_MAPS:
             raise UserError(
@@ -208,9 +212,10 @@ class Feature(Objective):
             )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of the paired states [B, N, D], or vectors [B, D]."""
         assert teacher is not None
-        own, other, mask = self.states(student, teacher, batch)
-        return self.loss(own, other, mask=mask)
+        student_states, teacher_states, mask = self.states(student, teacher, batch)
+        return self.loss(student_states, teacher_states, mask=mask)
 
 
 class Semantic(Objective):
@@ -243,20 +248,24 @@ class Semantic(Objective):
         )
         logits, hidden = torch.zeros(1, 2), torch.zeros(1, 2)
         self.loss(logits, logits, student_hidden=hidden, teacher_hidden=hidden)  # raises ValueError for bad settings
-        chosen = {"layers": layers, "projection": projection, "embeddings": embeddings}
+        of_states = {"layers": layers, "projection": projection, "embeddings": embeddings}
         if weight == 1:
-            refuse_unused(Semantic, "weight=1 is the KL term alone", **chosen, shared_projection=shared_projection)
+            refuse_unused(Semantic, "weight=1 is the KL term alone", **of_states, shared_projection=shared_projection)
         self.states = StatePairs(layers, level, projection, shared_projection, embeddings)
 
     def bind(self, student: Signature, teacher: Signature | None, reading: Reading) -> None:
+        """Pair the layers and make the projections; UserError where the two models do not allow it."""
         _bind_states(self, self.states, student, teacher)
         self.needs |= {"logits"}
         self.teacher_needs |= {"logits"}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of logits [B, C] and the paired states [B, N, D], or vectors [B, D]."""
         assert teacher is not None and student.logits is not None and teacher.logits is not None
-        own, other, mask = self.states(student, teacher, batch)
-        return self.loss(student.logits, teacher.logits, student_hidden=own, teacher_hidden=other, mask=mask)
+        student_states, teacher_states, mask = self.states(student, teacher, batch)
+        return self.loss(
+            student.logits, teacher.logits, student_hidden=student_states, teacher_hidden=teacher_states, mask=mask
+        )
 
 
 def _bind_states(objective: Objective, pairs: StatePairs, student: Signature, teacher: Signature | None) -> None:
@@ -274,9 +283,8 @@ def places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     Where sizes differ, both are averaged to the smaller height and width (adaptive average pooling).
     """
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    pooled = (each if each.shape[2:] == size else F.adaptive_avg_pool2d(each, size) for each in (student, teacher))
-    mine, theirs = (each.flatten(2).transpose(1, 2) for each in pooled)
-    return mine, theirs
+    student, teacher = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+    return student.flatten(2).transpose(1, 2), teacher.flatten(2).transpose(1, 2)
 
 
 def _are_maps(student: Signature, teacher: Signature) -> bool:

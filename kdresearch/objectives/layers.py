@@ -15,9 +15,9 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
 
     Args:
         layers: ``uniform``: i with ⌈i·T/S⌉, the last with the last (TinyBERT, Jiao et al. 2020, §3.1); ``last``: the
-            last S layers of the teacher; ``first``: the first S; ``final``: the last with the last, and no
-            other; ``skip``: uniform without the last layer, which the
-            class scores teach already (PKD, Sun et al. 2019, §3); or the pairs themselves.
+            last S layers of the teacher; ``first``: the first S; ``final``: the last with the last alone; ``skip``:
+            uniform without the last layer, which the class scores teach already (PKD, Sun et al. 2019, §3); or the
+            pairs themselves.
         student, teacher: their depths S and T.
 
     Raises:
@@ -46,12 +46,12 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
         return pairs
     if not isinstance(layers, Sequence) or not layers or not all(map(_is_pair, layers)):
         raise UserError(f"layers must be pairs [[student, teacher], ...], not {layers}")
-    found = [(int(pair[0]), int(pair[1])) for pair in layers]
-    for own, other in found:
-        for side, layer, depth in (("student", own, student), ("teacher", other, teacher)):
+    pairs = [(int(pair[0]), int(pair[1])) for pair in layers]
+    for of_student, of_teacher in pairs:
+        for side, layer, depth in (("student", of_student, student), ("teacher", of_teacher, teacher)):
             if not 0 <= layer <= depth:
                 raise UserError(f"layers: the {side} has layers 0 (embeddings) to {depth}, and {layer} is none of them")
-    return found
+    return pairs
 
 
 def _is_pair(pair: object) -> bool:

@@ -40,11 +40,13 @@ class Label(Objective):
         self.register_buffer("class_weights", None, persistent=False)
 
     def denominator(self, batch: Batch) -> Tensor | None:
+        """The number of labelled rows, or the sum of their class weights."""
         if self.class_weights is None:
             return super().denominator(batch)
         return self.class_weights[batch.label[batch.label != UNLABELLED]].sum()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar cross-entropy of logits [B, C]; 0 for a batch without a label."""
         assert student.logits is not None
         labelled = batch.label != UNLABELLED
         if not labelled.any():  # a mean over no rows is NaN, even at weight 0
@@ -71,6 +73,7 @@ class LogitsObjective(Objective):
         self._value(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))  # raises ValueError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of both sides' logits [B, C]."""
         assert student.logits is not None and teacher is not None and teacher.logits is not None
         return self._value(student.logits, teacher.logits, batch.label)
 

@@ -46,4 +46,5 @@ class Objective(nn.Module):
         return (batch.label != UNLABELLED).sum() if self.needs_labels else None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of a batch; ``teacher`` is None where ``teacher_needs`` is empty."""
         raise NotImplementedError

@@ -30,15 +30,17 @@ def pair(batch: Batch, student: Outputs, teacher: Outputs) -> Pairing:
         ValueError: tokens that differ, in a batch that says nothing of words.
     """
     assert student.mask is not None and teacher.mask is not None
-    own, other = (inputs.words if isinstance(inputs, Tokens) else None for inputs in (batch.student, batch.teacher))
-    if own is None or other is None:
+    student_words, teacher_words = (
+        inputs.words if isinstance(inputs, Tokens) else None for inputs in (batch.student, batch.teacher)
+    )
+    if student_words is None or teacher_words is None:
         if student.mask.shape != teacher.mask.shape:
             raise ValueError(
                 f"the student reads {list(student.mask.shape)} tokens and the teacher {list(teacher.mask.shape)}: "
                 "both must read the same, or the batch must say which words they belong to"
             )
         return Pairing(student.mask & teacher.mask)
-    members = word_members(own, other)
+    members = word_members(student_words, teacher_words)
     return Pairing(members[0].any(2), *members)
 
 

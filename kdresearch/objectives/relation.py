@@ -33,6 +33,7 @@ class RelationObjective(Objective):
         self.loss(torch.zeros(2, 1), torch.zeros(2, 1), **settings)  # raises ValueError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The scalar loss of both sides' sentence vectors [B, D]."""
         assert student.pooled is not None and teacher is not None and teacher.pooled is not None
         return self.loss(student.pooled, teacher.pooled, **self.settings)
 

@@ -9,14 +9,14 @@ from typing import Any
 from kdresearch.errors import UserError
 
 
-def refuse_unused(made: Callable[..., Any], instead: str, **settings: Any) -> None:
-    """Raise UserError for the first of ``settings`` that is not the default of ``made``'s signature.
+def refuse_unused(constructor: Callable[..., Any], reason: str, **settings: Any) -> None:
+    """Raise UserError for the first of ``settings`` that is not the default of ``constructor``'s signature.
 
     Args:
-        made: the constructor whose arguments they are.
-        instead: what reads none of them, and what would do.
+        constructor: the class or function whose arguments they are.
+        reason: what reads none of them, and what would.
     """
-    parameters = inspect.signature(made).parameters
+    parameters = inspect.signature(constructor).parameters
     for name, value in settings.items():
         if value != parameters[name].default:
-            raise UserError(f"{name}={value} has no effect: {instead}")
+            raise UserError(f"{name}={value} has no effect: {reason}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdresearch.errors import UserError, choices
@@ -16,7 +16,7 @@ from kdresearch.reporting import notes
 from kdresearch.reporting.controls import with_differences, with_gaps
 from kdresearch.reporting.names import ALONE, method_names, natural, teacher_names
 from kdresearch.reporting.records import Record
-from kdresearch.reporting.rows import Row, student_row, teacher_rows, with_agreement
+from kdresearch.reporting.rows import Row, counted, student_row, teacher_rows, with_agreement
 
 METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 
@@ -31,15 +31,17 @@ class Comparison:
     rows: tuple[Row, ...]
     facts: Mapping[str, str]  # runs, seeds, rows, versions, hardware, for the header
     footnotes: tuple[str, ...]
-    against: str = ALONE  # the strategy that differences are to
+    against: str = ALONE  # the strategy that differences are measured against
     imbalanced: bool = False  # whether one class holds so many test rows that accuracy alone misleads
 
 
-def compare(records: Sequence[Record], metric: str = "accuracy", against: str = ALONE) -> list[Comparison]:
+def compare(
+    records: Sequence[Record], metric: str = "accuracy", against: str = ALONE, unfinished: Sequence[Record] = ()
+) -> list[Comparison]:
     """One Comparison per data fingerprint and set of test rows among finished runs, by name.
 
     Args:
-        against: the strategy of the same student that every difference is to; the default is the student alone.
+        against: the strategy of the same student that differences are measured against; by default the student alone.
 
     Raises UserError for an unknown metric, and for a strategy that no run has.
     """
@@ -62,11 +64,13 @@ def compare(records: Sequence[Record], metric: str = "accuracy", against: str = 
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         slugs[slug] += 1
         slug += f"-{slugs[slug]}" if slugs[slug] > 1 else ""
-        comparisons.append(_comparison(group, metric, against, title, slug))
+        comparisons.append(_comparison(group, metric, against, title, slug, unfinished))
     return comparisons
 
 
-def _comparison(records: Sequence[Record], metric: str, against: str, title: str, slug: str) -> Comparison:
+def _comparison(
+    records: Sequence[Record], metric: str, against: str, title: str, slug: str, unfinished: Sequence[Record]
+) -> Comparison:
     footnotes: list[str] = []
     if any(record.info["data"].get("synthetic") for record in records):
         footnotes.append("The data is synthetic: these numbers show that the machinery works and nothing else.")
@@ -77,7 +81,10 @@ def _comparison(records: Sequence[Record], metric: str, against: str, title: str
     students, borrowed = with_agreement(students, list(teachers.values()))
     if borrowed and len(teachers) > 1:
         first = next(iter(teachers.values()))
-        footnotes.append(f"Students without a teacher are held against {first.student}, which most runs had.")
+        footnotes.append(f"Agreement of students without a teacher is with {first.student}, the teacher of most runs.")
+    failures, lost = _failures(methods, unfinished)
+    students = [replace(row, failures=failures.get(row.runs[0].method, {})) for row in students]
+    footnotes += lost
     students, pairs = with_differences(students, metric, against)
     students = with_gaps(students, teachers, metric)
     rows = _ordered(students, teachers.values())
@@ -108,18 +115,42 @@ def _methods(records: Iterable[Record], footnotes: list[str]) -> list[list[Recor
     return [[group[seeds] for seeds in sorted(group, key=natural)] for group in groups.values()]
 
 
+def _failures(
+    methods: Sequence[Sequence[Record]], unfinished: Iterable[Record]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """How many runs of each method ended otherwise, by how, seeds that finished elsewhere not counted; and a line for
+    each method on these data of which no run finished."""
+    finished = {(runs[0].method, run.seeds) for runs in methods for run in runs}
+    names = {runs[0].method for runs in methods}
+    data = {runs[0].fingerprint for runs in methods}
+    ends: dict[str, dict[Any, Record]] = defaultdict(dict)
+    for record in unfinished:
+        same_data = (record.info.get("data") or {}).get("fingerprint") in data
+        if same_data and (record.method, record.seeds) not in finished:
+            ends[record.method][record.seeds] = record
+    counts = {method: dict(Counter(record.outcome for record in runs.values())) for method, runs in ends.items()}
+    lost = [
+        f"{record.cell.get('student')} {record.cell.get('strategy')} ({record.path}): no run finished, "
+        f"{counted(counts[method])}."
+        for method, runs in ends.items()
+        if method not in names
+        for record in list(runs.values())[:1]
+    ]
+    return counts, lost
+
+
 def _ordered(students: Iterable[Row], teachers: Iterable[Row]) -> tuple[Row, ...]:
     """Floor, teachers, then student by student from the smallest, each alone first."""
     rank = {"floor": 0, "teacher": 1}
     size = {row.student: row.parameters or 0 for row in sorted(students, key=lambda row: -(row.parameters or 0))}
 
-    def key(row: Row) -> tuple[Any, ...]:
+    def _rank(row: Row) -> tuple[Any, ...]:
         at = rank.get(row.kind, 2)
         family = (size.get(row.student, 0), row.student) if at == 2 else ()
         kind = (str(row.cell["strategy"]), str(row.cell.get("transfer"))) if row.kind == "distilled" else ()
         return at, family, row.kind == "distilled", kind, natural(row.method)
 
-    return tuple(sorted([*students, *teachers], key=key))
+    return tuple(sorted([*students, *teachers], key=_rank))
 
 
 def _title(record: Record) -> str:

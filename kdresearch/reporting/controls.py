@@ -1,4 +1,4 @@
-"""Which row a method is held against: the same student under equal settings, without the teacher.
+"""Which row a method is compared with: the same student under equal settings, without the teacher.
 
 Every difference is over the same test rows; p-values are corrected over the table they stand in (Holm 1979).
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdresearch.bench.identity import comparable, differences
-from kdresearch.evaluation.statistics import gap_closed, holm, paired_permutation, two_way_bootstrap
+from kdresearch.evaluation.statistics import gap_closed, holm, paired_permutation, two_way_bootstrap, two_way_test
 from kdresearch.reporting.names import ALONE, short, teacher_key, text
 from kdresearch.reporting.rows import Row
 
@@ -27,15 +27,15 @@ def control(row: Row, rows: Iterable[Row], strategy: str = ALONE) -> tuple[Row, 
         The control, and by dotted key the values in which this row and the control differ; None where there is none.
     """
     candidates = []
-    for each in rows:
-        if each.cell.get("strategy") != strategy or each is row:
+    for candidate in rows:
+        if candidate.cell.get("strategy") != strategy or candidate is row:
             continue
-        unlike = differences(comparable(row.settings, each.settings), comparable(each.settings, row.settings))
+        unlike = differences(comparable(row.settings, candidate.settings), comparable(candidate.settings, row.settings))
         if not any(_another_student(key) for key in unlike):
-            candidates.append((_distance(row, each, unlike), each, unlike))
+            candidates.append((_distance(row, candidate, unlike), candidate, unlike))
     if not candidates:
         return None
-    _, nearest, unlike = min(candidates, key=lambda candidate: candidate[0])
+    _, nearest, unlike = min(candidates, key=lambda entry: entry[0])
     return nearest, {} if _tuned_alike(row, nearest) else unlike
 
 
@@ -44,8 +44,8 @@ def _distance(row: Row, candidate: Row, unlike: Mapping[str, tuple[Any, Any]]) -
 
 
 def _tuned_alike(row: Row, candidate: Row) -> bool:
-    """Whether one search over one space with one budget chose the settings of both, each its own best."""
-    searches = [each.runs[0].tuning for each in (row, candidate)]
+    """Whether one search over one space with one budget selected the settings of both rows, for each its best."""
+    searches = [method.runs[0].tuning for method in (row, candidate)]
     budgets = [
         search and [search["trials"], search["chosen_by"], search["search_seed"], search["space"].get("shared")]
         for search in searches
@@ -70,9 +70,11 @@ def with_differences(rows: Sequence[Row], metric: str, against: str) -> tuple[li
             continue
         partner, unlike = match
         difference = None
-        if metric == "accuracy":
-            difference = two_way_bootstrap(row.correct, partner.correct)
-            p_values[row.method] = paired_permutation(row.correct, partner.correct)
+        scores, partners = row.item_scores(metric), partner.item_scores(metric)
+        if scores is not None and partners is not None:
+            difference = two_way_bootstrap(scores, partners)
+            single = len(scores) == len(partners) == 1
+            p_values[row.method] = (paired_permutation if single else two_way_test)(scores, partners)
         change = row.mean - partner.mean
         result.append(replace(row, change=change, difference=difference, unlike=tuple(_in_words(unlike))))
         pairs.append((result[-1], partner))

@@ -37,26 +37,27 @@ def text(value: Any) -> str:
 
 
 def short(keys: Collection[str]) -> dict[str, str]:
-    """For each dotted key the shortest end that no other has; weights and starts say that they are one."""
+    """By dotted key its shortest suffix that no other key has; a weight or a start keeps its parent's name."""
     result = {}
     for key in keys:
-        parts = key.split(".")
-        first = 2 if len(parts) > 1 and parts[-2] in _WITH_PARENT else 1
-        ends = (".".join(parts[-length:]) for length in range(first, len(parts) + 1))
+        path = key.split(".")
+        first = 2 if len(path) > 1 and path[-2] in _WITH_PARENT else 1
+        suffixes = (".".join(path[-length:]) for length in range(first, len(path) + 1))
+        rivals = [f".{rival}" for rival in keys if rival != key]
         result[key] = next(
-            (end for end in ends if not any(each != key and f".{each}".endswith(f".{end}") for each in keys)), key
+            (suffix for suffix in suffixes if not any(rival.endswith(f".{suffix}") for rival in rivals)), key
         ).lstrip("_")
     return {key: name.replace("_target_", "class").removesuffix("_") for key, name in result.items()}
 
 
-def labelled(settings: Mapping[str, Any], keys: Iterable[str], names: Mapping[str, str]) -> list[str]:
+def value_labels(settings: Mapping[str, Any], keys: Iterable[str], names: Mapping[str, str]) -> list[str]:
     """``name=value`` of those keys that the settings have."""
-    parts = []
+    labels = []
     for key in sorted(keys, key=natural):
         if settings.get(key) is not None:
             value = settings[key].rpartition(".")[2] if key.endswith("_target_") else text(settings[key])
-            parts.append(f"{names[key]}={value}")
-    return parts
+            labels.append(f"{names[key]}={value}")
+    return labels
 
 
 def varying(subjects: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -67,11 +68,11 @@ def varying(subjects: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def method_names(methods: Sequence[Sequence[Record]], teachers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(method, variant) of every method, each once: student, strategy, and the settings that tell it apart.
+    """(method, variant) of every method, each once: student, strategy, and the settings that distinguish it.
 
     Args:
-        methods: the runs of each.
-        teachers: what the teacher of a method is called, by ``teacher_key``.
+        methods: the runs of every method.
+        teachers: the name of every teacher, by ``teacher_key``.
     """
     cells = [runs[0].cell for runs in methods]
     settings = [flat(without_seeds(runs[0].settings)) for runs in methods]
@@ -81,41 +82,41 @@ def method_names(methods: Sequence[Sequence[Record]], teachers: Mapping[str, str
             scopes[scope].append(values)
     differing = {scope: varying(members) for scope, members in scopes.items()}
     shown = [
-        [key for key in values if key in differing[_scope(key, cell)] and _tells(key, cell)]
+        [key for key in values if key in differing[_scope(key, cell)] and _distinguishes(key, cell)]
         for cell, values in zip(cells, settings, strict=True)
     ]
     names = short({key for keys in shown for key in keys})
-    several = len({teachers[teacher_key(runs[0])] for runs in methods if _taught(runs[0])}) > 1
+    several = len({teachers[teacher_key(runs[0])] for runs in methods if _has_teacher(runs[0])}) > 1
     amounts = len({json.dumps(cell.get("labels")) for cell in cells}) > 1
     variants = []
     for runs, cell, values, keys in zip(methods, cells, settings, shown, strict=True):
-        parts = [("floor" if cell["student"] == FLOOR else "alone") if cell["strategy"] == ALONE else cell["strategy"]]
+        words = [("floor" if cell["student"] == FLOOR else "alone") if cell["strategy"] == ALONE else cell["strategy"]]
         if (cell.get("transfer") or "none") != "none":
-            parts[0] += f" + {cell['transfer']}"
-        if several and _taught(runs[0]):
-            parts.append(f"from {teachers[teacher_key(runs[0])]}")
+            words[0] += f" + {cell['transfer']}"
+        if several and _has_teacher(runs[0]):
+            words.append(f"from {teachers[teacher_key(runs[0])]}")
         if amounts and cell.get("labels") is not None:
-            parts.append(f"{cell['labels']:,} labels" if isinstance(cell["labels"], int) else str(cell["labels"]))
-        variants.append(" · ".join([*parts, *labelled(values, keys, names)]))
+            words.append(f"{cell['labels']:,} labels" if isinstance(cell["labels"], int) else str(cell["labels"]))
+        variants.append(" · ".join([*words, *value_labels(values, keys, names)]))
     full = [f"{cell['student']} · {variant}" for cell, variant in zip(cells, variants, strict=True)]
-    ends = [
+    suffixes = [
         f" · {runs[0].method[:6]}" if full.count(name) > 1 else "" for runs, name in zip(methods, full, strict=True)
     ]
-    return [(name + end, variant + end) for name, variant, end in zip(full, variants, ends, strict=True)]
+    return [(name + suffix, variant + suffix) for name, variant, suffix in zip(full, variants, suffixes, strict=True)]
 
 
-def _taught(record: Record) -> bool:
+def _has_teacher(record: Record) -> bool:
     return record.cell["strategy"] != ALONE and bool(record.cell.get("teacher")) and record.teacher is not None
 
 
-def _tells(key: str, cell: Mapping[str, Any]) -> bool:
-    """Whether a setting belongs in a name beside what is said of the teacher, the rows and the options anyway."""
-    said = key.startswith("teacher.") and bool(cell.get("teacher"))
-    return not said and key not in _NAMED_OTHERWISE and not key.endswith(".option")
+def _distinguishes(key: str, cell: Mapping[str, Any]) -> bool:
+    """Whether a setting distinguishes methods beyond the teacher, the rows and the options, which are named anyway."""
+    in_teacher_name = key.startswith("teacher.") and bool(cell.get("teacher"))
+    return not in_teacher_name and key not in _NAMED_OTHERWISE and not key.endswith(".option")
 
 
 def _scope(key: str, cell: Mapping[str, Any]) -> tuple[str, str]:
-    """The methods that a setting is told apart from: of one strategy, of any teacher, or of one student."""
+    """The methods among which a setting may vary: of one strategy, of any teacher, or of one student."""
     section = key.partition(".")[0]
     if section == "strategy":
         return section, str(cell["strategy"])
@@ -132,40 +133,46 @@ def teacher_key(record: Record) -> str:
 
 
 def teacher_names(records: Iterable[Record], *, mirrored: bool) -> dict[str, str]:
-    """What each teacher is called, by ``teacher_key``: its option, then its own name, then what tells it apart.
+    """Every teacher's name, by ``teacher_key``: its option, else its own name, and the settings that distinguish it.
 
     Args:
-        mirrored: whether settings that a recipe takes over from its run (a limit of rows) are told too.
+        mirrored: whether settings that a recipe takes over from its run (a limit of rows) are named too.
     """
     first: dict[str, Record] = {}
     runs = [record for record in records if record.teacher]
     for record in runs:
         first.setdefault(teacher_key(record), record)
-    options = {key: str(record.cell.get("teacher") or _called(record)) for key, record in first.items()}
-    called: dict[str, set[str]] = defaultdict(set)
+    options = {key: str(record.cell.get("teacher") or _teacher_name(record)) for key, record in first.items()}
+    names_by_option: dict[str, set[str]] = defaultdict(set)
     for key, record in first.items():
-        called[options[key]].add(_called(record))
-    bases = {key: options[key] if len(called[options[key]]) == 1 else _called(first[key]) for key in first}
+        names_by_option[options[key]].add(_teacher_name(record))
+    bases = {
+        key: options[key] if len(names_by_option[options[key]]) == 1 else _teacher_name(first[key]) for key in first
+    }
     settings = {key: flat(without_seeds(record.settings.get("teacher") or {})) for key, record in first.items()}
-    copied = set() if mirrored else _copied(runs)
+    copied = set() if mirrored else _copied_settings(runs)
     families: dict[str, list[str]] = defaultdict(list)
     for key, base in bases.items():
         families[base].append(key)
     differing = {base: varying(settings[key] for key in keys) for base, keys in families.items()}
     shown = {
-        key: [each for each in settings[key] if each in differing[base] and each not in copied and _tells_teacher(each)]
+        key: [
+            setting
+            for setting in settings[key]
+            if setting in differing[base] and setting not in copied and _distinguishes_teacher(setting)
+        ]
         for key, base in bases.items()
     }
-    names = short({each for keys in shown.values() for each in keys})
-    return {key: " · ".join([base, *labelled(settings[key], shown[key], names)]) for key, base in bases.items()}
+    names = short({setting for keys in shown.values() for setting in keys})
+    return {key: " · ".join([base, *value_labels(settings[key], shown[key], names)]) for key, base in bases.items()}
 
 
-def _tells_teacher(key: str) -> bool:
+def _distinguishes_teacher(key: str) -> bool:
     return not key.endswith((".content", "name", "option"))
 
 
-def _copied(records: Iterable[Record]) -> set[str]:
-    """Settings of teachers that say the same as their runs' own, in every run: ``recipe.data.limit``."""
+def _copied_settings(records: Iterable[Record]) -> set[str]:
+    """Settings of teachers that equal those of their runs, in every run: ``recipe.data.limit``."""
     same: dict[str, bool] = defaultdict(lambda: True)
     for record in records:
         run = flat(record.settings)
@@ -176,5 +183,5 @@ def _copied(records: Iterable[Record]) -> set[str]:
     return {key for key, equal in same.items() if equal}
 
 
-def _called(record: Record) -> str:
+def _teacher_name(record: Record) -> str:
     return str((record.teacher or {}).get("name"))

@@ -1,4 +1,4 @@
-"""What the reader of a table must know beside its numbers."""
+"""The footnotes and the header of a table: what its reader must know beside its numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ORIGINS = {
 
 
 def uneven(pairs: Iterable[tuple[Row, Row]]) -> list[str]:
-    """In what, besides the teacher, methods and their controls differ."""
+    """The settings besides the teacher in which methods and their controls differ."""
     methods: dict[str, list[str]] = defaultdict(list)
     for row, partner in pairs:
         if row.unlike:
@@ -52,13 +52,13 @@ def _trials(number: int | None) -> str:
 
 
 def searches(rows: Iterable[Row]) -> list[str]:
-    """How settings were chosen, where a search chose them."""
+    """The search that selected the settings, for the methods that have one."""
     methods: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.runs and (tuning := row.runs[0].tuning):
-            how = f"best of {_trials(row.trials)} by {tuning['chosen_by']}, search seed {tuning['search_seed']}"
-            methods[how].append(row.method)
-    return [f"{'; '.join(names)}: settings are the {how}." for how, names in methods.items()]
+            search = f"best of {_trials(row.trials)} by {tuning['chosen_by']}, search seed {tuning['search_seed']}"
+            methods[search].append(row.method)
+    return [f"{'; '.join(names)}: settings are the {search}." for search, names in methods.items()]
 
 
 def weak_teachers(rows: Iterable[Row]) -> list[str]:
@@ -81,14 +81,14 @@ def origins(records: Sequence[Record]) -> list[str]:
 
 
 def common_overrides(rows: Iterable[Row]) -> list[str]:
-    """What every run of a student was given, and its rows' names therefore leave out."""
+    """The overrides that all runs of a student share, which the names of its rows therefore leave out."""
     common: dict[str, set[str]] = {}
     for row in rows:
         for run in row.runs:
             words = {word for word in typed_overrides(run) if _section(word) in ("student", "data", "trainer")}
             common[row.student] = common[row.student] & words if row.student in common else words
-    told = {student: sorted(filter(_is_setting, words), key=natural) for student, words in sorted(common.items())}
-    return [f"{student}: {' · '.join(words)}." for student, words in told.items() if words]
+    shared = {student: sorted(filter(_is_setting, words), key=natural) for student, words in sorted(common.items())}
+    return [f"{student}: {' · '.join(words)}." for student, words in shared.items() if words]
 
 
 def _is_setting(override: str) -> bool:
@@ -118,22 +118,22 @@ def _command(row: Row, student: str, overrides: Iterable[str]) -> str:
     cell = row.cell
     words = sorted(word for word in overrides if not word.lstrip("+").startswith("data.transfer"))
     seeds = sorted({run.info["seed"] for run in row.runs if run.info.get("seed") is not None}, key=natural)
-    parts = [f"data={cell['data']}", f"student={student}", f"strategy={ALONE}", *words]
+    arguments = [f"data={cell['data']}", f"student={student}", f"strategy={ALONE}", *words]
     if (labels := cell.get("labels")) is not None:
         key = "data.limit" if isinstance(labels, int) else "data.labels"
         if not any(word.lstrip("+").startswith(f"{key}=") for word in words):
-            parts.append(f"{key}={labels}")
+            arguments.append(f"{key}={labels}")
     if seeds:
-        parts.append(f"seed={','.join(map(str, seeds))}")
-    return f"kdresearch train {'-m ' if len(seeds) > 1 else ''}{' '.join(parts)}"
+        arguments.append(f"seed={','.join(map(str, seeds))}")
+    return f"kdresearch train {'-m ' if len(seeds) > 1 else ''}{' '.join(arguments)}"
 
 
 def caveats(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
-    """What the records themselves say against a comparison."""
+    """Reasons in the records themselves to doubt a comparison."""
     notes = []
     if single := [row.method for row in rows if len(row.runs) == 1]:
-        who = "Every method" if len(single) == len(rows) else ", ".join(single)
-        notes.append(f"{who}: one seed, so the interval holds the test rows' variance and not the seeds'.")
+        subject = "Every method" if len(single) == len(rows) else ", ".join(single)
+        notes.append(f"{subject}: one seed, so the interval holds the test rows' variance and not the seeds'.")
     for record in records:
         recorded, test = record.metric("test/accuracy"), record.predictions
         computed = float((test.student.argmax(axis=1) == test.label).mean())
@@ -152,7 +152,7 @@ def caveats(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
 
 
 def facts(records: Sequence[Record], rows: Sequence[Row]) -> dict[str, str]:
-    """The header, most telling first; what no run says is left out."""
+    """The header, the most important fact first; a fact that no run has is left out."""
     data = records[0].info["data"]
     seeds: dict[str, set[Any]] = defaultdict(set)
     for record in records:

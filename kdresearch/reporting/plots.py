@@ -126,16 +126,16 @@ def curves(comparison: Comparison) -> Figure | None:
     """The metric on validation by epoch, a panel per student; None without curves."""
     from matplotlib.ticker import MaxNLocator
 
-    found: dict[str, list[tuple[Row, list[Any]]]] = {}
+    curves_by_student: dict[str, list[tuple[Row, list[Any]]]] = {}
     for row in comparison.rows:
         runs = [run.curve(f"val/{comparison.metric}") for run in row.runs]
         if any(len(run) > 1 for run in runs):
-            found.setdefault(row.student, []).append((row, [run for run in runs if len(run)]))
-    if not found:
+            curves_by_student.setdefault(row.student, []).append((row, [run for run in runs if len(run)]))
+    if not curves_by_student:
         return None
-    figure, panels = _panels(found)
+    figure, panels = _panels(curves_by_student)
     colours, scale = _colours(comparison.rows), _scale(comparison)
-    for axes, (student, methods) in zip(panels, found.items(), strict=True):
+    for axes, (student, methods) in zip(panels, curves_by_student.items(), strict=True):
         for row, runs in methods:
             colour = colours[row.variant]
             for run in runs:
@@ -146,8 +146,8 @@ def curves(comparison: Comparison) -> Figure | None:
         axes.set_title(student)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _left(panels, f"validation {heading(comparison.metric)}")
-    _legend(figure, [row for methods in found.values() for row, _ in methods], colours)
+    _label_rows(panels, f"validation {heading(comparison.metric)}")
+    _legend(figure, [row for methods in curves_by_student.values() for row, _ in methods], colours)
     return figure
 
 
@@ -160,8 +160,8 @@ def calibration(comparison: Comparison) -> Figure | None:
     lowest = 1.0
     for axes, student in zip(panels, students, strict=True):
         axes.plot([0, 1], [0, 1], color=_QUIET, lw=1, ls=(0, (4, 3)), zorder=1)
-        own = [row for row in comparison.rows if row.kind != "teacher" and row.student == student]
-        for row in [*teachers, *own]:
+        methods = [row for row in comparison.rows if row.kind != "teacher" and row.student == student]
+        for row in [*teachers, *methods]:
             logits, label = np.concatenate(row.logits), np.tile(row.label, len(row.logits))
             confidence, right, count = reliability(torch.from_numpy(logits), torch.from_numpy(label))
             x, y = confidence[count >= 30], right[count >= 30]
@@ -173,7 +173,7 @@ def calibration(comparison: Comparison) -> Figure | None:
         start = math.floor(lowest * 10) / 10
         axes.set(xlim=(start, 1.01), ylim=(start, 1.01))
         axes.set_aspect("equal")
-    _left(panels, "share that is right")
+    _label_rows(panels, "share that is right")
     _legend(figure, comparison.rows, colours)
     return figure
 
@@ -233,7 +233,7 @@ def _panels(students: Iterable[str]) -> tuple[Figure, list[Axes]]:
     return figure, list(grid[:count])
 
 
-def _left(panels: Iterable[Axes], text: str) -> None:
+def _label_rows(panels: Iterable[Axes], text: str) -> None:
     for axes in panels:
         if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             axes.set_ylabel(text)

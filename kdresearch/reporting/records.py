@@ -1,4 +1,4 @@
-"""Run records from disk: found below any folder, checked as they are read, a broken one named instead of trusted."""
+"""Run records from disk, read below any folder and checked; a broken one is named instead of used."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ class Record:
 
     @property
     def status(self) -> str:
+        """Of run.json: running, finished, failed, interrupted or diverged."""
         return str(self.info["status"])
+
+    @property
+    def outcome(self) -> str:
+        """What is said of a run without results: diverged, failed, or unfinished (interrupted, or still running)."""
+        return "unfinished" if self.status in ("running", "interrupted") else self.status
 
     @property
     def cell(self) -> dict[str, Any]:
@@ -79,10 +85,12 @@ class Record:
 
     @property
     def fingerprint(self) -> str:
+        """The digest of the data."""
         return str(self.info["data"]["fingerprint"])
 
     @property
     def teacher(self) -> Mapping[str, Any] | None:
+        """The teacher's entry of run.json; None for a run without one."""
         return self.info.get("teacher")
 
     @property
@@ -116,8 +124,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies below the given folders; nothing is dropped without a line about it."""
+class Records:
+    """All run records below some folders, by state; every record is in exactly one of the four."""
 
     finished: tuple[Record, ...]
     unfinished: tuple[Record, ...]
@@ -125,7 +133,7 @@ class Found:
     untested: tuple[Record, ...] = ()  # finished, and evaluated on the validation rows alone
 
 
-def find(folders: Iterable[Path]) -> Found:
+def find(folders: Iterable[Path]) -> Records:
     """Read every run record at or below ``folders``, each once however often it is reached.
 
     Raises UserError where a folder does not exist or no run.json lies below any of them.
@@ -160,7 +168,7 @@ def find(folders: Iterable[Path]) -> Found:
             broken.append((path, str(problem)))
         else:
             (finished if record.status == "finished" else unfinished).append(record)
-    return Found(tuple(finished), tuple(unfinished), tuple(broken), tuple(untested))
+    return Records(tuple(finished), tuple(unfinished), tuple(broken), tuple(untested))
 
 
 def read(path: Path) -> Record:
@@ -209,7 +217,7 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(tuple(ids[i] for i in order), label, student[order], None if teacher is None else teacher[order])
 
 
-def _logits(column: Any, where: str) -> Floats | None:
+def _logits(column: Any, file: str) -> Floats | None:
     """A list column as ``[N, C]``; None where every row is null."""
     import pyarrow.compute as pc
 
@@ -217,11 +225,11 @@ def _logits(column: Any, where: str) -> Floats | None:
         return None
     widths = pc.unique(pc.list_value_length(column)).to_pylist()
     if column.null_count or len(widths) != 1:
-        raise BrokenRecord(f"{where} has logits of several lengths: {widths}")
+        raise BrokenRecord(f"{file} has logits of several lengths: {widths}")
     values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     logits: Floats = values.reshape(len(column), widths[0])
     if widths[0] < 2 or not np.isfinite(logits.max(axis=1)).all():  # −inf is a probability of 0; NaN and +inf are not
-        raise BrokenRecord(f"{where} has logits that are not finite, or of fewer than 2 classes")
+        raise BrokenRecord(f"{file} has logits that are not finite, or of fewer than 2 classes")
     return logits
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from kdresearch.evaluation.metrics import fidelity_metrics, task_metrics
 from kdresearch.evaluation.statistics import Interval, mean_sd, two_way_bootstrap
@@ -37,9 +38,9 @@ class Row:
     mean: float
     sd: float | None  # None for one replicate
     runs: tuple[Record, ...] = ()  # empty for a teacher
-    change: float | None = None  # mean − mean of the same student alone, or by the strategy it is held against
-    difference: Interval | None = None  # the same with its 95 % interval; accuracy only
-    p: float | None = None  # paired permutation, after Holm; accuracy only
+    change: float | None = None  # mean − mean of the same student alone, or by the strategy it is compared with
+    difference: Interval | None = None  # the same with its 95 % interval, of metrics that are means over rows
+    p: float | None = None  # of no difference, after Holm
     gap: float | None = None  # (S_kd − S)/(T − S)
     agreement: float | None = None  # share of rows with the teacher's top class
     nll: float | None = None
@@ -52,7 +53,8 @@ class Row:
     latency_p50: float | None = None  # ms
     latency_p95: float | None = None  # ms
     updates: tuple[int, int] | None = None  # fewest and most over the seeds
-    unlike: tuple[str, ...] = ()  # in what, besides the teacher, it differs from the control that it is held against
+    unlike: tuple[str, ...] = ()  # in what, besides the teacher, it differs from its control
+    failures: Mapping[str, int] = field(default_factory=dict)  # further runs by how they ended: diverged, failed, ...
     teacher_accuracy: float | None = None  # of its own teacher on the test rows, a mean over the runs
 
     @property
@@ -73,10 +75,12 @@ class Row:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The settings of the first run; empty for a teacher."""
         return self.runs[0].settings if self.runs else {}
 
     @property
     def cell(self) -> dict[str, Any]:
+        """The options of the first run; empty for a teacher."""
         return self.runs[0].cell if self.runs else {}
 
     @cached_property
@@ -85,6 +89,21 @@ class Row:
         predicted: Labels = np.stack([logits.argmax(axis=1) for logits in self.logits])
         right: NDArray[np.bool_] = predicted == self.label
         return right
+
+    def item_scores(self, metric: str) -> Floats | None:
+        """[S, N]: what each replicate gets for each row, where the metric is a mean over rows (accuracy, nll, brier);
+        else, and where a row's is infinite, None."""
+        if metric == "accuracy":
+            return self.correct.astype(np.float64)
+        if metric not in ("nll", "brier"):
+            return None
+        log_probabilities = np.stack([log_softmax(logits, axis=1) for logits in self.logits])
+        if metric == "nll":
+            losses: Floats = -log_probabilities[:, np.arange(len(self.label)), self.label]
+            return losses if np.isfinite(losses).all() else None
+        target = np.eye(log_probabilities.shape[2])[self.label]
+        squares: Floats = ((np.exp(log_probabilities) - target) ** 2).sum(2)
+        return squares
 
     @property
     def accuracy(self) -> float:
@@ -99,6 +118,11 @@ class Row:
         return interval.low, interval.high
 
 
+def counted(failures: Mapping[str, int]) -> str:
+    """``1 diverged, 2 failed``."""
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(failures.items()))
+
+
 def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) -> Row:
     """The row of a method from its runs."""
     cell, size = runs[0].cell, runs[0].info.get("student") or {}
@@ -106,7 +130,7 @@ def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) 
     updates = [int(run.info["updates"]) for run in runs if run.info.get("updates") is not None]
     test = runs[0].predictions
     row = _row(method, kind, cell["student"], variant, test.label, [run.predictions.student for run in runs], metric)
-    taught = [run.predictions.teacher for run in runs]
+    teacher_logits = [run.predictions.teacher for run in runs]
     return replace(
         row,
         runs=tuple(runs),
@@ -117,7 +141,7 @@ def student_row(runs: Sequence[Record], method: str, variant: str, metric: str) 
         latency_p95=_mean(run.metric("latency/p95_ms") for run in runs),
         updates=(min(updates), max(updates)) if updates else None,
         teacher_accuracy=_mean(
-            float((each.argmax(axis=1) == test.label).mean()) for each in taught if each is not None
+            float((logits.argmax(axis=1) == test.label).mean()) for logits in teacher_logits if logits is not None
         ),
     )
 
@@ -126,7 +150,7 @@ def teacher_rows(records: Iterable[Record], names: Mapping[str, str], metric: st
     """One row per teacher, by its key, the one of most runs first; its fingerprints are its replicates.
 
     Args:
-        names: what each is called, by its key.
+        names: the name of every teacher, by its key.
     """
     sources: dict[str, dict[str, Record]] = defaultdict(dict)
     runs: Counter[str] = Counter()
@@ -191,7 +215,7 @@ def with_agreement(students: Sequence[Row], teachers: Sequence[Row]) -> tuple[li
     Test rows stand in the order of their ids everywhere, so a sibling run's teacher joins by position.
 
     Returns:
-        The rows, and whether any was held against a teacher that is not its own.
+        The rows, and whether any was compared with a teacher that is not its own.
     """
     rows, borrowed = [], False
     for row in students:

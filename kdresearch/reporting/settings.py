@@ -1,4 +1,4 @@
-"""The settings of a run record; of records that were written without them, as far as what lies beside them tells."""
+"""The settings of a run record; for records without them, as far as the files beside them hold them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from kdresearch.reporting.records import Record
 
 RECORDED, CONFIGURED, TYPED = "recorded", "configured", "typed"
-_RUNNING = ("mode", "keep", "batch_size", "jobs", "class_map", "data")  # a teacher's options that change no class score
+_EXECUTION = (
+    "mode",
+    "keep",
+    "batch_size",
+    "jobs",
+    "class_map",
+    "data",
+)  # options that change no class score
 _THIS_RUN = (
     "seed=", "seeds.", "name=", "study=", "tags=", "threads=", "resume=", "logger", "data=", "student=", "strategy=",
     "teacher=", "generator=", "experiment=", "evaluation.", "checkpoint_every=", "telemetry_every=",
@@ -52,14 +59,14 @@ def _configuration(record: Record) -> dict[str, Any] | None:
 
 def _teacher(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
     """A teacher by recipe as the recipe and the data that it was trained on, any other by its package."""
-    options = {key: value for key, value in (config.get("teacher") or {}).items() if key not in _RUNNING}
-    about = record.teacher or {}
+    options = {key: value for key, value in (config.get("teacher") or {}).items() if key not in _EXECUTION}
+    entry = record.teacher or {}
     if any(options.get(source) is not None for source in _SOURCES) or "generations" in config["strategy"]:
         data = identity.settings(config, content=_content(record))["data"]
         data = {key: value for key, value in data.items() if key not in identity.TRANSFER}
-        return options | {"name": about.get("name"), "recipe_data": data | ((config["teacher"].get("data")) or {})}
+        return options | {"name": entry.get("name"), "recipe_data": data | ((config["teacher"].get("data")) or {})}
     options = {key: value for key, value in options.items() if key not in ("path", "id", "encoder")}
-    return options | {"package": about.get("fingerprint")}
+    return options | {"package": entry.get("fingerprint")}
 
 
 def _typed(record: Record) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def _typed(record: Record) -> dict[str, Any]:
         path = re.split(r"[./]", key)
         if len(path) == 1:
             path.append("option")
-        if path[0] == "teacher" and path[1] in (*_RUNNING, *_SOURCES):  # a recipe's content is in its name
+        if path[0] == "teacher" and path[1] in (*_EXECUTION, *_SOURCES):  # a recipe's content is in its name
             continue
         node = config
         for part in path[:-1]:
@@ -121,31 +128,31 @@ def _loader() -> Any:
     """A safe loader that reads 1e-3 as a number, as Hydra does."""
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         pass
 
     number = re.compile(
         r"[-+]?(\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*)([eE][-+]?\d+)|[-+]?\d[\d_]*\.[\d_]*|[-+]?\.\d[\d_]*"
     )
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({number.pattern})$"), list("-+0123456789."))
-    return Loader
+    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({number.pattern})$"), list("-+0123456789."))
+    return _Loader
 
 
 def _resolved(content: Any) -> Any:
     """The content with every ``${dotted.key}`` replaced by the value there; LookupError where there is none."""
 
-    def resolve(node: Any) -> Any:
+    def _resolve(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: resolve(each) for key, each in node.items()}
+            return {key: _resolve(value) for key, value in node.items()}
         if isinstance(node, list):
-            return [resolve(each) for each in node]
+            return [_resolve(item) for item in node]
         if not isinstance(node, str):
             return node
-        if whole := _REFERENCE.fullmatch(node):
-            return resolve(_at(content, whole[1]))
-        return _REFERENCE.sub(lambda part: str(resolve(_at(content, part[1]))), node)
+        if reference := _REFERENCE.fullmatch(node):
+            return _resolve(_at(content, reference[1]))
+        return _REFERENCE.sub(lambda reference: str(_resolve(_at(content, reference[1]))), node)
 
-    return resolve(content)
+    return _resolve(content)
 
 
 def _at(content: Any, key: str) -> Any:

@@ -12,7 +12,7 @@ from rich.table import Table
 from kdresearch.reporting.comparison import Comparison
 from kdresearch.reporting.names import ALONE
 from kdresearch.reporting.notes import BELOW, UNLIKE
-from kdresearch.reporting.rows import Row
+from kdresearch.reporting.rows import Row, counted
 
 _HEADINGS = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)", "nll": "NLL", "brier": "Brier", "ece": "ECE (%)"}
 _PERCENT = frozenset({"accuracy", "macro_f1", "ece"})
@@ -42,16 +42,17 @@ def caption(comparison: Comparison) -> str:
     if all(row.change is None for row in comparison.rows):
         return ""
     same = "the same student alone" if comparison.against == ALONE else f"the same student by {comparison.against}"
-    if comparison.metric != "accuracy":
+    if all(row.difference is None for row in comparison.rows):
         return (
             f"± is the standard deviation over seeds. Δ is the difference of means to {same}; intervals and tests are "
-            "for accuracy only."
+            "for metrics that are means over rows: accuracy, nll, brier."
         )
+    points = " in points" if comparison.metric == "accuracy" else ""
     return (
-        f"± is the standard deviation over seeds. Δ is the difference to {same} in points, with its "
-        "95 % interval from a two-way bootstrap over test rows and seeds; “within noise” where that contains 0. p is "
-        "from a paired permutation test over test rows, given these seeds, corrected over the table (Holm). Gap closed "
-        "is (distilled − alone) / (teacher − alone)."
+        f"± is the standard deviation over seeds. Δ is the difference to {same}{points}, with its 95 % interval from a "
+        "two-way bootstrap over test rows and seeds; “within noise” where that contains 0. p is of a test over rows "
+        "and seeds (of single runs: a permutation over rows, which speaks of these runs alone), corrected over the "
+        "table (Holm). Gap closed is (distilled − alone) / (teacher − alone)."
     )
 
 
@@ -60,7 +61,7 @@ def columns(comparison: Comparison) -> list[Column]:
     metric, against = comparison.metric, "alone" if comparison.against == ALONE else comparison.against
     every = [
         Column("method", lambda row: f"{row.method} {BELOW}" if row.below else row.method, numeric=False),
-        Column("seeds", lambda row: f"{len(row.scores)}"),
+        Column("seeds", _seeds),
         Column("M parameters / without embeddings", _parameters),
         Column("MB", lambda row: _number(row.bytes, 1, 1e-6)),
         Column(heading(metric), lambda row: _score(row, metric)),
@@ -86,21 +87,14 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def markdown(comparisons: Sequence[Comparison], notes: Sequence[str] = ()) -> str:
     """Every comparison as a section with a pipe table, aligned so that it reads as plain text too."""
-    parts = []
+    sections = []
     for comparison in comparisons:
-        headings, rows = cells(comparison)
         numeric = [column.numeric for column in columns(comparison)]
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [headings, *rows]]
-        widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
-        lines = [_pipes(row, widths, numeric) for row in escaped]
-        rule = (
-            "| " + " | ".join("-" * (w - 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True)) + " |"
-        )
-        parts.append(f"## {comparison.title}\n\n" + "\n".join([lines[0], rule, *lines[1:]]))
-        parts += [text for text in (caption(comparison), _bullets(comparison.footnotes)) if text]
+        sections.append(f"## {comparison.title}\n\n{pipe_table(*cells(comparison), numeric)}")
+        sections += [text for text in (caption(comparison), bullets(comparison.footnotes)) if text]
     if notes:
-        parts.append("## Left out\n\n" + _bullets(notes))
-    return "\n\n".join(parts) + "\n"
+        sections.append("## Left out\n\n" + bullets(notes))
+    return "\n\n".join(sections) + "\n"
 
 
 def comma_separated(comparisons: Sequence[Comparison]) -> str:
@@ -114,6 +108,7 @@ def comma_separated(comparisons: Sequence[Comparison]) -> str:
                 "method": row.method,
                 "kind": row.kind,
                 "seeds": len(row.scores),
+                "failures": counted(row.failures),
                 "parameters": row.parameters,
                 "parameters_without_embeddings": row.parameters_without_embeddings,
                 "bytes": row.bytes,
@@ -147,23 +142,23 @@ def comma_separated(comparisons: Sequence[Comparison]) -> str:
 
 def latex(comparisons: Sequence[Comparison]) -> str:
     """A table environment per comparison (packages booktabs, graphicx, threeparttable)."""
-    parts = ["% needs \\usepackage{booktabs,graphicx,threeparttable}"]
+    tables = ["% needs \\usepackage{booktabs,graphicx,threeparttable}"]
     for comparison in comparisons:
         headings, rows = cells(comparison)
         align = "".join("r" if column.numeric else "l" for column in columns(comparison))
-        notes = "".join(f"\\item {_tex(note)}\n" for note in comparison.footnotes)
-        parts.append(
+        notes = "".join(f"\\item {tex(note)}\n" for note in comparison.footnotes)
+        tables.append(
             "\\begin{table}\n\\centering\n\\begin{threeparttable}\n"
-            f"\\caption{{{_tex(comparison.title)}. {_tex(caption(comparison))}}}\n"
+            f"\\caption{{{tex(comparison.title)}. {tex(caption(comparison))}}}\n"
             f"\\label{{tab:{comparison.slug}}}\n"
             f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
-            f"{' & '.join(map(_tex, headings))} \\\\\n\\midrule\n"
-            + "".join(f"{' & '.join(map(_tex, row))} \\\\\n" for row in rows)
+            f"{' & '.join(map(tex, headings))} \\\\\n\\midrule\n"
+            + "".join(f"{' & '.join(map(tex, row))} \\\\\n" for row in rows)
             + "\\bottomrule\n\\end{tabular}}\n"
             + (f"\\begin{{tablenotes}}\\footnotesize\n{notes}\\end{{tablenotes}}\n" if notes else "")
             + "\\end{threeparttable}\n\\end{table}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(tables) + "\n"
 
 
 def terminal(comparison: Comparison) -> Table:
@@ -188,6 +183,11 @@ def signed(value: float, digits: int) -> str:
 
 def _number(value: float | None, digits: int, scale: float = 1.0) -> str | None:
     return None if value is None else f"{value * scale:,.{digits}f}".replace("-", "−")
+
+
+def _seeds(row: Row) -> str:
+    finished, lost = len(row.scores), sum(row.failures.values())
+    return f"{finished} of {finished + lost}, {counted(row.failures)}" if lost else f"{finished}"
 
 
 def _parameters(row: Row) -> str | None:
@@ -239,16 +239,26 @@ def _updates(updates: tuple[int, int]) -> str:
     return f"{updates[0]:,}" if updates[0] == updates[1] else f"{updates[0]:,}–{updates[1]:,}"
 
 
+def pipe_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """A Markdown table, aligned so that it reads as plain text too; numbers to the right."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [headings, *rows]]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
+    rule = (("-" * (w - 1) + (":" if n else "-")) for w, n in zip(widths, numeric, strict=True))
+    lines = [_pipes(row, widths, numeric) for row in escaped]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+
+
 def _pipes(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
     padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True))
     return f"| {' | '.join(padded)} |"
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     """Text for LaTeX: its special characters escaped, signs in mathematics."""
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +10,16 @@ from torch.optim import Optimizer
 
 from kdresearch.errors import UserError
 from kdresearch.objectives.adversarial import Adversarial
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.manual import ends_accumulation, step_by_hand
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 from kdresearch.structures import Model, as_batch
 
 
-class AdversarialDistiller(Distiller):
+def _adversarial(reads: str = "logits", hidden_dim: int = 64, discriminator_smoothing: float = 0.1) -> Adversarial:
+    return Adversarial(reads, hidden_dim, discriminator_smoothing)
+
+
+class AdversarialDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.adversarial · −log D(student).
 
     After Xu et al. 2018, "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with
@@ -43,51 +45,42 @@ class AdversarialDistiller(Distiller):
         UserError: bad settings, or weights.adversarial = 0.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "adversarial": Adversarial}
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(soft_label, 0.5),
+        "adversarial": Term(_adversarial, 0.1),
+    }
 
-    def __init__(
-        self,
-        student: Model,
-        *,
-        reads: str = "logits",
-        hidden_dim: int = 64,
-        discriminator_learning_rate: float = 1e-3,
-        discriminator_smoothing: float = 0.1,
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "adversarial": 0.1},
-        **wiring: Any,
-    ) -> None:
+    def __init__(self, student: Model, *, discriminator_learning_rate: float = 1e-3, **settings: Any) -> None:
         if not discriminator_learning_rate > 0:
             raise UserError(f"strategy.discriminator_learning_rate must be positive, not {discriminator_learning_rate}")
-        objectives = {
-            "label": Label(label_smoothing),
-            "soft_label": SoftLabel(temperature),
-            "adversarial": Adversarial(reads, hidden_dim, discriminator_smoothing),
-        }
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
         if "adversarial" not in self.objectives:
             raise UserError("strategy.weights.adversarial is 0 and there is no adversary: use strategy=soft_label")
         self.discriminator_learning_rate = discriminator_learning_rate
 
     @property
     def adversary(self) -> Adversarial:
+        """The objective that owns the discriminator."""
         term = self.objectives["adversarial"]
         assert isinstance(term, Adversarial)
         return term
 
     def setup(self, stage: str) -> None:
+        """Bind the objectives, and take the steps of both sides by hand."""
         super().setup(stage)
         step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
-        made = super().configure_optimizers()
+        """The student's optimizer with its schedule, then D's."""
+        student = super().configure_optimizers()
         discriminator = torch.optim.Adam(
             self.adversary.discriminator.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.999)
         )
-        return made if isinstance(made, dict) else {"optimizer": made}, {"optimizer": discriminator}
+        return student if isinstance(student, dict) else {"optimizer": student}, {"optimizer": discriminator}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The student's loss; both sides' gradients, and their steps where an accumulation ends."""
         loss = super().training_step(batch, batch_idx)
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward(loss / accumulated)
@@ -120,4 +113,5 @@ class AdversarialDistiller(Distiller):
             schedule.step()  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the student's gradient."""
         self.clip_gradients(optimizer)  # once gradients have their true scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.annealed import Annealed
-from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 from kdresearch.strategies.schedules import in_phases
 from kdresearch.structures import Batch, Model
 
@@ -21,7 +19,7 @@ LABELS = ("after", "throughout")
 _BEST = "annealed_best"  # of a checkpoint
 
 
-class AnnealedDistiller(Distiller):
+class AnnealedDistiller(NamedDistiller):
     """First weights.annealed · the teacher's scores at a falling temperature, then weights.label · CE(y, p_s).
 
     T falls from T_max to 1 in T_max steps of (nearly) as many updates each; it is logged as ``temperature``. The second
@@ -44,22 +42,18 @@ class AnnealedDistiller(Distiller):
         UserError: a bad setting, or a phase in which nothing is learned.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "annealed": Annealed}
+    composition: ClassVar[Composition] = {"label": Term(label, 1.0), "annealed": Term(Annealed, 1.0)}
 
     def __init__(
         self,
         student: Model,
         *,
-        loss: str = "mse",
-        max_temperature: int = 10,
         share: float = 0.7,
         labels: str = "after",
         label_learning_rate: float = 1.0,
         monitor: str | None = None,
         mode: str | None = None,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0, "annealed": 1.0},
-        **wiring: Any,
+        **settings: Any,
     ) -> None:
         if not 0 < share <= 1:
             raise UserError(f"strategy.share must lie in (0, 1], not {share}")
@@ -72,8 +66,7 @@ class AnnealedDistiller(Distiller):
         if share == 1 and label_learning_rate != 1:
             raise UserError("strategy.share=1 leaves no second phase for strategy.label_learning_rate")
         self.share, self.labels, self.label_learning_rate = share, labels, label_learning_rate
-        objectives = {"label": Label(label_smoothing), "annealed": Annealed(loss, max_temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
         self.monitor = self.task.monitor if monitor is None else monitor
         self.mode = self.task.monitors.get(self.monitor, "max") if mode is None else mode
         if "annealed" not in self.objectives:
@@ -88,6 +81,7 @@ class AnnealedDistiller(Distiller):
         self._best: tuple[float, dict[str, Tensor]] | None = None  # of the first phase, until the second begins
 
     def on_fit_start(self) -> None:
+        """Fix the update at which the second phase begins."""
         super().on_fit_start()
         self.milestones = (self._first_phase(self.updates),)
 
@@ -106,6 +100,7 @@ class AnnealedDistiller(Distiller):
         return in_phases(self.make_phase_scheduler, optimizer, (first, updates - first), factors)
 
     def on_validation_epoch_end(self) -> None:
+        """Keep the student of the first phase's best epoch; UserError for a monitor that is not logged."""
         super().on_validation_epoch_end()
         fitting = self.milestones and not self.trainer.sanity_checking
         if not fitting or self.share == 1 or self.global_step > self.milestones[0]:
@@ -118,6 +113,7 @@ class AnnealedDistiller(Distiller):
             self._best = score, {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the second phase at its first update, from the best epoch of the first."""
         super().on_train_batch_start(batch, batch_idx)
         if self.share < 1 and self.global_step in self.milestones:
             if self._best is not None:
@@ -126,12 +122,14 @@ class AnnealedDistiller(Distiller):
             self.forget_moments()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the best student of the first phase."""
         if self._best is not None:
             checkpoint[_BEST] = {"score": self._best[0], "student": self._best[1]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (kept := checkpoint.get(_BEST)) is not None:
-            self._best = kept["score"], kept["student"]
+        """Restore the best student of the first phase."""
+        if (best := checkpoint.get(_BEST)) is not None:
+            self._best = best["score"], best["student"]
 
     @property
     def temperature(self) -> int:
@@ -146,14 +144,17 @@ class AnnealedDistiller(Distiller):
         return term
 
     def weights_configured(self) -> dict[str, float]:
+        """Those of the present phase."""
         phase = {"annealed"} if self.global_step < self.milestones[0] else {"label"}
         if self.labels == "throughout":
             phase.add("label")
         return {name: weight for name, weight in super().weights_configured().items() if name in phase}
 
     def logged_now(self) -> dict[str, float]:
+        """The temperature."""
         return {"temperature": float(self.temperature)}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms at the present temperature."""
         self._annealed.temperature = self.temperature
         return super().terms(batch)

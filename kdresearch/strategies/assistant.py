@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 from kdresearch.structures import Model
 
 
-class AssistantDistiller(Distiller):
+class AssistantDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the last assistant.
 
     The first assistant learns from the configured teacher, each later one from the one before it (their §3 and
@@ -27,25 +26,16 @@ class AssistantDistiller(Distiller):
         weights: ``label`` and ``soft_label``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel}
+    composition: ClassVar[Composition] = {"label": Term(label, 0.5), "soft_label": Term(soft_label, 0.5)}
 
-    def __init__(
-        self,
-        student: Model,
-        *,
-        assistants: Sequence[Sequence[str]],
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5},
-        **wiring: Any,
-    ) -> None:
+    def __init__(self, student: Model, *, assistants: Sequence[Sequence[str]], **settings: Any) -> None:
         check_assistants(assistants)
         self.assistants = [list(recipe) for recipe in assistants]
-        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
 
     @classmethod
     def assistants_between(cls, settings: Mapping[str, Any]) -> list[list[str]]:
+        """The recipes of the assistants; UserError for settings that are no list of recipes."""
         check_assistants(recipes := settings.get("assistants", ()))
         return [list(recipe) for recipe in recipes]
 

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.attention import MAP_LOSSES, AttentionMaps, RelationHeads, ValueRelation
 from kdresearch.objectives.layers import LayerMap
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 
 ATTENTION_LOSSES = (*MAP_LOSSES, "minilm", "relation_heads")
 LAST = ("uniform", "final")  # maps that say no more than that of the last layer
 
 
-class AttentionDistiller(Distiller):
+def attention(
+    loss: str = "attention_kl",
+    inputs: str = "probabilities",
+    layers: LayerMap = "uniform",
+    heads: str = "auto",
+    attention_temperature: float = 1.0,
+    convention: str = "house",
+    relation_heads: int = 4,
+) -> AttentionMaps | ValueRelation | RelationHeads:
+    """The objective of a loss; UserError for an unknown one, and for a setting that it does not read."""
+    if loss not in ATTENTION_LOSSES:
+        raise UserError(f"loss: {choices(loss, ATTENTION_LOSSES)}")
+    of_maps: dict[str, Any] = {"inputs": inputs, "heads": heads, "attention_temperature": attention_temperature}
+    of_maps["convention"] = convention
+    if loss == "minilm":
+        reason = "loss=minilm is the attention and values of the last layers, as published"
+        refuse_unused(attention, reason, layers=layers, relation_heads=relation_heads, **of_maps)
+        return ValueRelation()
+    if loss == "relation_heads":
+        refuse_unused(attention, "loss=relation_heads has relation_heads and layers alone", **of_maps)
+        return RelationHeads(relation_heads, _one_pair(layers))
+    reason = f"loss={loss} compares maps head by head (heads); loss=relation_heads has it"
+    refuse_unused(attention, reason, relation_heads=relation_heads)
+    return AttentionMaps(loss, inputs, layers, heads, attention_temperature, convention)
+
+
+def _one_pair(layers: LayerMap) -> Sequence[int] | None:
+    """The pair of layers whose relations are compared; None the last of both sides."""
+    if isinstance(layers, str):
+        if layers not in LAST:
+            raise UserError(
+                f"layers={layers} has no effect: loss=relation_heads is of one layer, the last of both sides "
+                f"({' or '.join(LAST)}) or a pair [[student, teacher]]"
+            )
+        return None
+    if len(layers) != 1:
+        raise UserError(f"layers: relation_heads takes one pair [[student, teacher]], not {layers}")
+    return layers[0]
+
+
+class AttentionDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.attention · LOSS.
 
     Args:
@@ -37,46 +74,8 @@ class AttentionDistiller(Distiller):
         UserError: an unknown loss, or a setting that it does not read.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "attention": AttentionMaps}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        loss: str = "attention_kl",
-        inputs: str = "probabilities",
-        layers: LayerMap = "uniform",
-        heads: str = "auto",
-        attention_temperature: float = 1.0,
-        convention: str = "house",
-        relation_heads: int = 4,
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "attention": 1.0},
-        **wiring: Any,
-    ) -> None:
-        attention: Objective
-        if loss not in ATTENTION_LOSSES:
-            raise UserError(f"loss: {choices(loss, ATTENTION_LOSSES)}")
-        maps = {"inputs": inputs, "heads": heads, "attention_temperature": attention_temperature}
-        maps["convention"] = convention
-        if loss == "minilm":
-            instead = "loss=minilm is the attention and values of the last layers, as published"
-            refuse_unused(AttentionDistiller, instead, layers=layers, relation_heads=relation_heads, **maps)
-            attention = ValueRelation()
-        elif loss == "relation_heads":
-            refuse_unused(AttentionDistiller, "loss=relation_heads has relation_heads and layers alone", **maps)
-            if isinstance(layers, str) and layers not in LAST:
-                raise UserError(
-                    f"layers={layers} has no effect: loss=relation_heads is of one layer, the last of both sides "
-                    f"({' or '.join(LAST)}) or a pair [[student, teacher]]"
-                )
-            if not isinstance(layers, str) and len(layers) != 1:
-                raise UserError(f"layers: relation_heads takes one pair [[student, teacher]], not {layers}")
-            attention = RelationHeads(relation_heads, None if isinstance(layers, str) else layers[0])
-        else:
-            instead = f"loss={loss} compares maps head by head (heads); loss=relation_heads has it"
-            refuse_unused(AttentionDistiller, instead, relation_heads=relation_heads)
-            attention = AttentionMaps(loss, inputs, layers, heads, attention_temperature, convention)
-        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature), "attention": attention}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(soft_label, 0.5),
+        "attention": Term(attention, 1.0),
+    }

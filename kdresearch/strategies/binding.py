@@ -53,8 +53,8 @@ def class_names(classes: Classes, student: Model, teacher: Teacher | None) -> tu
     if isinstance(classes, int):
         for side, signature in sides:
             check_number(classes, side, signature)
-        known = next((signature.classes for _, signature in sides if signature.classes is not None), None)
-        return known or tuple(map(str, range(classes)))
+        names = next((signature.classes for _, signature in sides if signature.classes is not None), None)
+        return names or tuple(map(str, range(classes)))
     names = tuple(map(str, classes))
     if len(set(names)) < len(names):
         raise UserError(f"classes: two of {', '.join(names)} have one name")
@@ -187,8 +187,9 @@ def _check_tokens(between: str, student: Signature, teacher: Signature, reading:
     if reading.kind == "apart":
         raise UserError(
             f"{between}: compares tokens, and the two read different ones"
-            f"{reading.why and f' ({reading.why})'}: choose tokenizers with character offsets (word, pretrained), or "
-            "compare sentence vectors (strategy=feature strategy.level=sentence) or class scores (strategy=soft_label)"
+            f"{reading.reason and f' ({reading.reason})'}: choose tokenizers with character offsets (word, "
+            "pretrained), or compare sentence vectors (strategy=feature strategy.level=sentence) or class scores "
+            "(strategy=soft_label)"
         )
 
 
@@ -198,8 +199,8 @@ def _side(name: str, term: Objective, teacher: Signature | None) -> Signature | 
         return teacher
     members = teacher.members
     if members is None or not 0 <= term.member < len(members):
-        having = f"an ensemble of {len(members)}" if members is not None else "no ensemble (teacher=ensemble)"
-        raise UserError(f"objective {name} learns from member {term.member} (from 0), and the teacher is {having}")
+        kind = f"an ensemble of {len(members)}" if members is not None else "no ensemble (teacher=ensemble)"
+        raise UserError(f"objective {name} learns from member {term.member} (from 0), and the teacher is {kind}")
     return members[term.member]
 
 

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from kdresearch.errors import UserError, choices
 from kdresearch.objectives.contrastive import Contrastive, Crd
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 
 CONVENTIONS = ("house", "published")
 
 
-class ContrastiveDistiller(Distiller):
+def contrast(
+    contrastive_temperature: float = 0.07,
+    convention: str = "house",
+    negatives: str = "classes",
+    queue: int = 0,
+    in_batch: bool = True,
+    memory: int | None = None,
+    sampled: int = 16384,
+    width: int = 128,
+    momentum: float = 0.5,
+) -> Contrastive | Crd:
+    """The objective of a convention; UserError for an unknown one, and for a setting that it does not read."""
+    if convention not in CONVENTIONS:
+        raise UserError(f"convention: {choices(convention, CONVENTIONS)}")
+    if convention == "house":
+        reason = "convention=house contrasts with the batch and a queue (in_batch, queue); convention=published has it"
+        refuse_unused(contrast, reason, memory=memory, sampled=sampled, width=width, momentum=momentum)
+        return Contrastive(contrastive_temperature, queue, in_batch, negatives)
+    reason = "convention=published contrasts with a memory of the data (memory, sampled); convention=house has it"
+    refuse_unused(contrast, reason, queue=queue, in_batch=in_batch)
+    if memory is None:
+        raise UserError(
+            "convention=published keeps a vector of each side for every training row: give memory, at least "
+            "their number"
+        )
+    return Crd(memory, sampled, width, momentum, contrastive_temperature, negatives)
+
+
+class ContrastiveDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.contrastive · the contrast.
 
     Args:
@@ -35,42 +59,8 @@ class ContrastiveDistiller(Distiller):
         UserError: an unknown convention, a setting of the other one, no memory for the published one.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "contrastive": Contrastive}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        contrastive_temperature: float = 0.07,
-        convention: str = "house",
-        negatives: str = "classes",
-        queue: int = 0,
-        in_batch: bool = True,
-        memory: int | None = None,
-        sampled: int = 16384,
-        width: int = 128,
-        momentum: float = 0.5,
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "contrastive": 0.1},
-        **wiring: Any,
-    ) -> None:
-        if convention not in CONVENTIONS:
-            raise UserError(f"convention: {choices(convention, CONVENTIONS)}")
-        contrast: Objective
-        if convention == "house":
-            instead = "convention=house contrasts with the batch and a queue (in_batch, queue); convention=published"
-            settings = {"memory": memory, "sampled": sampled, "width": width, "momentum": momentum}
-            refuse_unused(ContrastiveDistiller, f"{instead} has it", **settings)
-            contrast = Contrastive(contrastive_temperature, queue, in_batch, negatives)
-        else:
-            instead = "convention=published contrasts with a memory of the data (memory, sampled); convention=house"
-            refuse_unused(ContrastiveDistiller, f"{instead} has it", queue=queue, in_batch=in_batch)
-            if memory is None:
-                raise UserError(
-                    "convention=published keeps a vector of each side for every training row: give memory, at least "
-                    "their number"
-                )
-            contrast = Crd(memory, sampled, width, momentum, contrastive_temperature, negatives)
-        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature), "contrastive": contrast}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(soft_label, 0.5),
+        "contrastive": Term(contrast, 0.1),
+    }

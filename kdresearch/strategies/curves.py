@@ -67,6 +67,7 @@ class Curves(LightningModule):
         self.since_row.add(values, rows)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Write a row of the curves where one ends."""
         if self._row_ends():
             self._write_row()
             for name, value in (self.epoch_means | self.settings).items():  # for bars and callbacks
@@ -74,10 +75,10 @@ class Curves(LightningModule):
 
     def _row_ends(self) -> bool:
         """Whether a row of the curves ends with this batch."""
-        before, done = self._updates_before, self.global_step
+        before, now = self._updates_before, self.global_step
         every = getattr(self.trainer, "log_every_n_steps", 0) or math.inf
-        stage = any(before < end <= done for end in (*self.milestones, self.trainer.max_steps))
-        return done // every > before // every or stage or bool(self.trainer.is_last_batch)
+        stage = any(before < end <= now for end in (*self.milestones, self.trainer.max_steps))
+        return now // every > before // every or stage or bool(self.trainer.is_last_batch)
 
     def _write_row(self) -> None:
         if not self.since_row.sums:
@@ -92,11 +93,13 @@ class Curves(LightningModule):
         self.epoch_means = _train(self.of_epoch.compute(reduce))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the means of the unfinished row and epoch."""
         if self._row_ends():  # callbacks save before this module has its turn
             self._write_row()
         checkpoint["means"] = {"epoch": self._epoch, "row": self.since_row.sums, "whole": self.of_epoch.sums}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the means of the unfinished row and epoch."""
         if "means" in checkpoint:
             self._epoch = checkpoint["means"]["epoch"]
             self.since_row.sums, self.of_epoch.sums = checkpoint["means"]["row"], checkpoint["means"]["whole"]

@@ -8,7 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from kdresearch.strategies.first_batch import first_batch
 from kdresearch.strategies.weights import WeightSchedule
 from kdresearch.structures import LOGITS, SAME, Batch, Extract, Model, Outputs, Reading, Teacher, as_batch, check_signed
 
-Kinds = Mapping[str, type[Objective]]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 _BODY = re.compile(r"(student|peers\.\d+)\.(?!classifier\.)")  # parameters of models that are not their heads'
@@ -65,8 +64,6 @@ class Distiller(Curves):
 
     labelled_share: float = 0.0
     """What labelled rows are of an epoch's at least, where rows without labels are trained on as well."""
-    kinds: ClassVar[Kinds] = {}
-    """The objectives by name, as far as they are known before one is built."""
 
     def __init__(
         self,
@@ -119,16 +116,14 @@ class Distiller(Curves):
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
         """Whether the strategy with these settings, objects or plain data, has an objective that learns from a teacher.
 
-        One that neither ``kinds`` nor the settings' own ``objectives`` know is taken to do so.
+        One that is not among the settings' ``objectives`` is taken to do so.
         """
-        kinds = settings.get("objectives") or cls.kinds
+        objectives = settings.get("objectives") or {}
         weights = settings.get("weights")
         if weights is None:
-            default = inspect.signature(cls).parameters.get("weights")
-            weights = (
-                dict.fromkeys(kinds, 1.0) if default is None or default.default is default.empty else default.default
-            )
-        return any(weight and (name not in kinds or _learns(kinds[name])) for name, weight in weights.items())
+            default: Any = getattr(inspect.signature(cls).parameters.get("weights"), "default", inspect.Parameter.empty)
+            weights = dict.fromkeys(objectives, 1.0) if default is inspect.Parameter.empty else default
+        return any(weight and (name not in objectives or _learns(objectives[name])) for name, weight in weights.items())
 
     @classmethod
     def generations_before(cls, settings: Mapping[str, Any]) -> int:
@@ -147,12 +142,12 @@ class Distiller(Curves):
 
     @property
     def student_needs(self) -> frozenset[str]:
-        """Fields that are asked of the student."""
+        """Fields of ``Outputs`` that the objectives read of the student."""
         return LOGITS.union(*(term.needs for term in self._terms.values()))
 
     @property
     def teacher_needs(self) -> frozenset[str]:
-        """Fields that are asked of the teacher."""
+        """Fields of ``Outputs`` that the objectives read of the teacher."""
         return frozenset[str]().union(*(term.teacher_needs for term in self._terms.values()))
 
     @property
@@ -177,6 +172,7 @@ class Distiller(Curves):
         self.bound = True
 
     def setup(self, stage: str) -> None:
+        """Bind the objectives by the first batch where widths were unknown; UserError for widths that stay so."""
         if self.bound or stage != "fit":
             return
         batch = as_batch(first_batch(self.trainer))
@@ -191,6 +187,7 @@ class Distiller(Curves):
 
     @property
     def teacher(self) -> Teacher | None:
+        """What answers for the teacher's side; None where no objective learns from one."""
         return self._frozen[0]
 
     @property
@@ -217,6 +214,7 @@ class Distiller(Curves):
         return int(total)
 
     def on_fit_start(self) -> None:
+        """Put the teacher on the student's device."""
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -232,7 +230,7 @@ class Distiller(Curves):
         return {name: self.weights[name] for name in self.objectives}
 
     def logged_now(self) -> dict[str, float]:
-        """What is logged beside the terms."""
+        """Further values that are logged at this update, by name."""
         return {}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -262,6 +260,7 @@ class Distiller(Curves):
         return weights
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The weighted sum of the terms, a scalar; see ``structures.as_batch`` for batches."""
         batch = as_batch(batch)
         terms, weights = self.terms(batch), self.weights_now()
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -283,43 +282,47 @@ class Distiller(Curves):
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         gradients = {}
         for name, value in terms.items():
-            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            gradients[name] = [each.detach().float() if each is not None else None for each in found]
+            tensors = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            gradients[name] = [x.detach().float() if x is not None else None for x in tensors]
 
-        def product(name: str, other: str) -> float:
-            pairs = zip(gradients[name], gradients[other], strict=True)
-            parts = [torch.sum(a * b) for a, b in pairs if a is not None and b is not None]
-            return float(torch.stack(parts).sum()) if parts else 0.0
+        def _product(first: str, second: str) -> float:
+            pairs = zip(gradients[first], gradients[second], strict=True)
+            products = [torch.sum(a * b) for a, b in pairs if a is not None and b is not None]
+            return float(torch.stack(products).sum()) if products else 0.0
 
-        norms = {name: math.sqrt(product(name, name)) for name in terms}
+        norms = {name: math.sqrt(_product(name, name)) for name in terms}
         total = sum(weights[name] * norm for name, norm in norms.items())
         measured = {f"telemetry/grad_norm/{name}": norm for name, norm in norms.items()}
         for name, norm in norms.items():
             measured[f"telemetry/share/{name}"] = weights[name] * norm / total if total else 0.0
-        for name, other in combinations(terms, 2):
-            scale = norms[name] * norms[other]
-            measured[f"telemetry/cosine/{name}/{other}"] = product(name, other) / scale if scale else 0.0
+        for first, second in combinations(terms, 2):
+            scale = norms[first] * norms[second]
+            measured[f"telemetry/cosine/{first}/{second}"] = _product(first, second) / scale if scale else 0.0
         return measured
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the student on the labelled rows of a batch."""
         batch = as_batch(batch)
         self.scores.update(self(batch), batch.label)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the task's scores."""
         for name, value in self.scores.compute().items():
             self.log(name, value, prog_bar=name in self.task.shown)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        """``index`` [B], ``label`` [B] and the student's ``logits`` [B, C] in float32."""
         batch = as_batch(batch)
         return {"index": batch.index, "label": batch.label, "logits": self(batch).float()}
 
     def forget_moments(self) -> None:
-        """Let the optimizer begin anew, at the rate where its schedule is."""
+        """Clear the optimizer's state; the schedule of its learning rate goes on."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         optimizer.state.clear()
 
     def configure_optimizers(self) -> Any:
+        """The optimizer of all trained parameters and its schedule."""
         return self.optimization(self.parameter_groups())
 
     def optimization(self, groups: list[dict[str, Any]]) -> Any:
@@ -346,8 +349,8 @@ class Distiller(Curves):
         ]
 
 
-def _learns(kind: Any) -> bool:
+def _learns(objective: Any) -> bool:
     """Whether an objective, its class, or plain data with its ``_target_``, learns from a teacher."""
-    if isinstance(kind, Mapping):
-        kind = pkgutil.resolve_name(str(kind["_target_"]))
-    return bool(kind.teacher_needs)
+    if isinstance(objective, Mapping):
+        objective = pkgutil.resolve_name(str(objective["_target_"]))
+    return bool(objective.teacher_needs)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from kdresearch.objectives.hidden import Feature
-from kdresearch.objectives.layers import LayerMap
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 
 
-class FeatureDistiller(Distiller):
+class FeatureDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.feature · losses.LOSS.
 
     Args:
@@ -22,27 +18,8 @@ class FeatureDistiller(Distiller):
         weights: ``label``, ``soft_label`` and ``feature``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel, "feature": Feature}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        loss: str = "hidden_mse",
-        layers: LayerMap = "uniform",
-        level: str = "auto",
-        projection: str = "auto",
-        shared_projection: bool = False,
-        embeddings: bool = False,
-        convention: str = "house",
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "feature": 1.0},
-        **wiring: Any,
-    ) -> None:
-        objectives = {
-            "label": Label(label_smoothing),
-            "soft_label": SoftLabel(temperature),
-            "feature": Feature(loss, layers, level, projection, shared_projection, embeddings, convention),
-        }
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(soft_label, 0.5),
+        "feature": Term(Feature, 1.0),
+    }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
 from kdresearch.objectives.generative import LabelledSoftLabel, PseudoSample
-from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 from kdresearch.structures import Model
 
 
-class GenerativeDistiller(Distiller):
+def _labelled_soft_label(temperature: float = 2.0) -> LabelledSoftLabel:
+    return LabelledSoftLabel(temperature)
+
+
+class GenerativeDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + weights.generative · CE(p_t, p_s).
 
     The first two are means over the labelled rows of a batch, the third is one over those without a label: the
@@ -30,25 +33,14 @@ class GenerativeDistiller(Distiller):
         UserError: a share outside [0, 1).
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": LabelledSoftLabel, "generative": PseudoSample}
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(_labelled_soft_label, 0.5),
+        "generative": Term(partial(PseudoSample, temperature=2.0), 1.0),
+    }
 
-    def __init__(
-        self,
-        student: Model,
-        *,
-        temperature: float = 2.0,
-        hard: bool = False,
-        labelled_share: float = 0.5,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5, "generative": 1.0},
-        **wiring: Any,
-    ) -> None:
+    def __init__(self, student: Model, *, labelled_share: float = 0.5, **settings: Any) -> None:
         if not 0 <= labelled_share < 1:
             raise UserError(f"strategy.labelled_share must lie in [0, 1), not {labelled_share}")
         self.labelled_share = labelled_share
-        objectives = {
-            "label": Label(label_smoothing),
-            "soft_label": LabelledSoftLabel(temperature),
-            "generative": PseudoSample(temperature, hard),
-        }
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from kdresearch.objectives.logits import Label, LogitMse
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.objectives.logits import LogitMse
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 
 
-class LogitMseDistiller(Distiller):
+class LogitMseDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.logit_mse · mean (z_s − z_t)².
 
     Args:
@@ -19,17 +17,7 @@ class LogitMseDistiller(Distiller):
         weights: ``label`` and ``logit_mse``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "logit_mse": LogitMse}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        temperature: float = 1.0,
-        convention: str = "house",
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "logit_mse": 0.5},
-        **wiring: Any,
-    ) -> None:
-        objectives = {"label": Label(label_smoothing), "logit_mse": LogitMse(temperature, convention)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "logit_mse": Term(LogitMse, 0.5),
+    }

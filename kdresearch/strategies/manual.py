@@ -18,6 +18,6 @@ def step_by_hand(module: LightningModule, stage: str) -> None:
 
 def ends_accumulation(module: LightningModule, batch_idx: int) -> bool:
     """Whether an update follows this batch."""
-    trainer, done = module.trainer, batch_idx + 1
-    whole = done % trainer.accumulate_grad_batches == 0
-    return whole or trainer.is_last_batch or done == trainer.num_training_batches
+    trainer, batches = module.trainer, batch_idx + 1
+    complete = batches % trainer.accumulate_grad_batches == 0
+    return complete or trainer.is_last_batch or batches == trainer.num_training_batches

@@ -27,9 +27,9 @@ class Means:
         names = tuple(values)
         self._add(names, torch.stack(tuple(values.values())).detach().float() * weight, weight)
 
-    def merge(self, other: Means) -> None:
-        """Count what another has counted."""
-        for names, (value, weight) in other.sums.items():
+    def merge(self, means: Means) -> None:
+        """Add the sums of other means to these."""
+        for names, (value, weight) in means.sums.items():
             self._add(names, value, weight)
 
     def _add(self, names: tuple[str, ...], value: Tensor, weight: Tensor | float) -> None:
@@ -47,7 +47,7 @@ class Means:
         totals: dict[str, tuple[float, float]] = {}
         for names, (value, weight) in self.sums.items():
             weights = torch.as_tensor(weight, dtype=value.dtype, device=value.device).expand_as(value)
-            for name, each, weighed in zip(names, *reduce(torch.stack([value, weights])).tolist(), strict=True):
+            for name, total, weighed in zip(names, *reduce(torch.stack([value, weights])).tolist(), strict=True):
                 before = totals.get(name, (0.0, 0.0))
-                totals[name] = before[0] + each, before[1] + weighed
+                totals[name] = before[0] + total, before[1] + weighed
         return {name: value / weight for name, (value, weight) in totals.items() if weight}

@@ -11,27 +11,26 @@ from torch.optim import Optimizer
 
 from kdresearch.errors import UserError, choices
 from kdresearch.evaluation.task import RunningScores
-from kdresearch.objectives.logits import Label
 from kdresearch.objectives.mutual import Mutual
-from kdresearch.strategies.distiller import Distiller, Kinds
 from kdresearch.strategies.manual import ends_accumulation, step_by_hand
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 from kdresearch.structures import LOGITS, Batch, Model, Outputs, as_batch, check_signed
 
 CONVENTIONS = ("house", "published")
 
 
-class MutualDistiller(Distiller):
+class MutualDistiller(NamedDistiller):
     """Each network k of K: weights.label · CE(y, p_k) + weights.mutual · 1/(K−1) Σ_l KL(p_l‖p_k) (eq. 3-8).
 
-    The others' answers pass no gradient. The student is the one that is evaluated and kept; the peers are trained,
-    each clipped by itself, and checkpointed beside it. Terms of a peer are logged as ``train/NAME/peer1``, its
+    No gradient passes through the others' outputs. The student is the one that is evaluated and kept; the peers are
+    trained, each clipped by itself, and checkpointed beside it. Terms of a peer are logged as ``train/NAME/peer1``, its
     validation accuracy as ``val/accuracy/peer1``.
 
     Args:
         peers: models, or what makes one of ``vocabulary`` and ``classes``; all read the student's tokens.
-        convention: ``house``: all take one step at a time, from what the others said before it. ``published``: on each
-            batch they step in turn, the student last, and each learns from what those before it say after their step
-            (algorithm 1); each peer is asked twice.
+        convention: ``house``: all take one step at a time, by the others' outputs before it. ``published``: on each
+            batch they step in turn, the student last, and each learns from the outputs of those before it after their
+            step (algorithm 1), so that each peer runs twice.
         temperature: τ of the second term, which is multiplied by τ²; the paper has 1.
         label_smoothing: ε of the first.
         weights: ``label`` and ``mutual``.
@@ -40,7 +39,7 @@ class MutualDistiller(Distiller):
         UserError: no peers, weights.mutual = 0, an unknown convention, or two networks that start as one.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "mutual": Mutual}
+    composition: ClassVar[Composition] = {"label": Term(label, 1.0), "mutual": Term(Mutual, 1.0)}
 
     def __init__(
         self,
@@ -48,15 +47,11 @@ class MutualDistiller(Distiller):
         *,
         peers: Sequence[Callable[..., Model] | nn.Module],
         convention: str = "house",
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0, "mutual": 1.0},
-        **wiring: Any,
+        **settings: Any,
     ) -> None:
         if convention not in CONVENTIONS:
             raise UserError(f"strategy.convention: {choices(convention, CONVENTIONS)}")
-        objectives = {"label": Label(label_smoothing), "mutual": Mutual(temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
         if not peers or "mutual" not in self.objectives:
             raise UserError("strategy.peers and strategy.weights.mutual: without them, use strategy=supervised")
         self.convention = convention
@@ -66,6 +61,7 @@ class MutualDistiller(Distiller):
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """False: the peers stand in its place."""
         return False
 
     def _peer(self, peer: Callable[..., Model] | nn.Module) -> nn.Module:
@@ -78,6 +74,7 @@ class MutualDistiller(Distiller):
 
     @property
     def peer_models(self) -> list[nn.Module]:
+        """The peers."""
         return list(self.peers)
 
     @property
@@ -91,26 +88,29 @@ class MutualDistiller(Distiller):
         return self.convention == "published"
 
     def setup(self, stage: str) -> None:
+        """Bind the objectives; where networks step in turn, step by hand."""
         super().setup(stage)
         if self.in_turn:
             step_by_hand(self, stage)
 
     def configure_optimizers(self) -> Any:
+        """One optimizer, or one for each network where they step in turn, with its schedule."""
         if not self.in_turn:
             return super().configure_optimizers()
-        made = [self.optimization(self._groups_of(network)) for network in self.networks]
-        return tuple(each if isinstance(each, dict) else {"optimizer": each} for each in made)
+        optimizers = [self.optimization(self._groups_of(network)) for network in self.networks]
+        return tuple(entry if isinstance(entry, dict) else {"optimizer": entry} for entry in optimizers)
 
     def _groups_of(self, network: nn.Module) -> list[dict[str, Any]]:
         """The parameter groups of one network."""
         members = {id(parameter) for parameter in network.parameters()}
         groups = [
-            group | {"params": [each for each in group["params"] if id(each) in members]}
+            group | {"params": [parameter for parameter in group["params"] if id(parameter) in members]}
             for group in self.parameter_groups()
         ]
         return [group for group in groups if group["params"]]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of all networks, or the student's where they step in turn."""
         if not self.in_turn:
             return super().training_step(batch, batch_idx)
         self._updates = ends_accumulation(self, batch_idx)
@@ -123,6 +123,7 @@ class MutualDistiller(Distiller):
         return loss
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's terms by name, and each peer's as NAME/peerK."""
         if self.in_turn:
             return self._terms_in_turn(batch)
         outputs = [network(batch.student, LOGITS) for network in self.networks]
@@ -133,11 +134,11 @@ class MutualDistiller(Distiller):
 
     def _terms_of(self, place: int, outputs: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
         """Of one network, which passes the gradient alone."""
-        others = [other for number, other in enumerate(outputs) if number != place]
+        peers = [output for number, output in enumerate(outputs) if number != place]
         values = {}
         for name, term in self.objectives.items():
-            asked = others if name == "mutual" else others[:1]  # labels are the same whatever the others say
-            values[_of(place, name)] = torch.stack([term(outputs[place], other, batch) for other in asked]).mean()
+            teachers = peers if name == "mutual" else peers[:1]  # labels are the same whatever the peers' outputs
+            values[_of(place, name)] = torch.stack([term(outputs[place], peer, batch) for peer in teachers]).mean()
         return values
 
     def _terms_in_turn(self, batch: Batch) -> dict[str, Tensor]:
@@ -146,9 +147,9 @@ class MutualDistiller(Distiller):
         outputs = [network(batch.student, LOGITS) for network in self.networks]
         values: dict[str, Tensor] = {}
         for place, peer in enumerate(self.peers, 1):
-            own = self._terms_of(place, outputs, batch)
-            self._learn(place, torch.stack([weights[name] * value for name, value in own.items()]).sum())
-            values |= {name: value.detach() for name, value in own.items()}
+            terms = self._terms_of(place, outputs, batch)
+            self._learn(place, torch.stack([weights[name] * value for name, value in terms.items()]).sum())
+            values |= {name: value.detach() for name, value in terms.items()}
             if self._updates:
                 with torch.no_grad():
                     outputs[place] = peer(batch.student, LOGITS)
@@ -168,6 +169,7 @@ class MutualDistiller(Distiller):
         optimizer.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient of a network that steps by itself."""
         if self.in_turn:
             self.clip_gradients(optimizer)  # which has one network's, at their true scale
 
@@ -177,6 +179,7 @@ class MutualDistiller(Distiller):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Clip by norm network by network."""
         if gradient_clip_algorithm == "value" or not gradient_clip_val:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -184,6 +187,7 @@ class MutualDistiller(Distiller):
             nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
 
     def weights_now(self) -> dict[str, float]:
+        """The student's weights, and the same for each peer."""
         weights = super().weights_now()
         return {_of(place, name): weight for place in range(len(self.peers) + 1) for name, weight in weights.items()}
 
@@ -192,6 +196,7 @@ class MutualDistiller(Distiller):
         return super().telemetry({name: terms[name] for name in self.objectives}, weights)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the student and the peers."""
         super().validation_step(batch, batch_idx)
         batch = as_batch(batch)
         for peer, scores in zip(self.peers, self.peer_scores, strict=True):
@@ -199,6 +204,7 @@ class MutualDistiller(Distiller):
             scores.update(peer(batch.student, LOGITS).logits, batch.label)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the student's scores and each peer's monitored one."""
         super().on_validation_epoch_end()
         for place, scores in enumerate(self.peer_scores, 1):
             assert isinstance(scores, RunningScores)
@@ -213,14 +219,14 @@ def _of(place: int, name: str) -> str:
 def _check_different(networks: Sequence[nn.Module]) -> None:
     """Refuse two that start as one: they stay one on the same batches, where KL is 0 and has no gradient."""
     for place, network in enumerate(networks):
-        for before, other in enumerate(networks[:place]):
-            if type(network) is not type(other) or network.config != other.config:
+        for earlier, rival in enumerate(networks[:place]):
+            if type(network) is not type(rival) or network.config != rival.config:
                 continue
-            own, others = network.state_dict(), other.state_dict()
-            if own.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in own.items()):
-                called = "the student" if before == 0 else f"peer {before}"
+            first, second = rival.state_dict(), network.state_dict()
+            if first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items()):
+                name = "the student" if earlier == 0 else f"peer {earlier}"
                 raise UserError(
-                    f"strategy.peers: objective mutual is dead: {called} and peer {place} are the same "
+                    f"strategy.peers: objective mutual is dead: {name} and peer {place} are the same "
                     f"{type(network).__name__} with the same initial weights, and stay equal on the same batches: "
                     "give peers of another kind or other settings (strategy.peers=[...])"
                 )

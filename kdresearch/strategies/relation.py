@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kdresearch.objectives.logits import Label, SoftLabel
 from kdresearch.objectives.relation import Pkt, RkdAngle, RkdDistance, SimilarityPreserving
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 from kdresearch.structures import Model
 
 CONVENTIONAL = ("rkd_distance", "rkd_angle", "pkt")
 
 
-class RelationDistiller(Distiller):
+class RelationDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s) + Σ weights.RELATION · losses.RELATION.
 
     Args:
@@ -29,41 +28,17 @@ class RelationDistiller(Distiller):
         UserError: a convention of no relation that is weighted.
     """
 
-    kinds: ClassVar[Kinds] = {
-        "label": Label,
-        "soft_label": SoftLabel,
-        "rkd_distance": RkdDistance,
-        "rkd_angle": RkdAngle,
-        "similarity_preserving": SimilarityPreserving,
-        "pkt": Pkt,
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(soft_label, 0.5),
+        "rkd_distance": Term(RkdDistance, 1.0),
+        "rkd_angle": Term(RkdAngle, 2.0),
+        "similarity_preserving": Term(SimilarityPreserving, 0.0),
+        "pkt": Term(Pkt, 0.0),
     }
 
-    def __init__(
-        self,
-        student: Model,
-        *,
-        convention: str = "house",
-        temperature: float = 2.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {
-            "label": 0.5,
-            "soft_label": 0.5,
-            "rkd_distance": 1.0,
-            "rkd_angle": 2.0,
-            "similarity_preserving": 0.0,
-            "pkt": 0.0,
-        },
-        **wiring: Any,
-    ) -> None:
-        if not any(weights.get(name) for name in CONVENTIONAL):
-            instead = f"similarity_preserving has one form, and none of {', '.join(CONVENTIONAL)} is weighted"
-            refuse_unused(RelationDistiller, instead, convention=convention)
-        objectives = {
-            "label": Label(label_smoothing),
-            "soft_label": SoftLabel(temperature),
-            "rkd_distance": RkdDistance(convention),
-            "rkd_angle": RkdAngle(convention),
-            "similarity_preserving": SimilarityPreserving(),
-            "pkt": Pkt(convention),
-        }
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    def __init__(self, student: Model, *, weights: Mapping[str, float] | None = None, **settings: Any) -> None:
+        if "convention" in settings and weights is not None and not any(weights.get(name) for name in CONVENTIONAL):
+            reason = f"similarity_preserving has one form, and none of {', '.join(CONVENTIONAL)} is weighted"
+            refuse_unused(RkdDistance, reason, convention=settings["convention"])
+        super().__init__(student, weights=weights, **settings)

@@ -30,12 +30,12 @@ def cosine(optimizer: Optimizer, total: int, *, warmup: float | int = 0.06) -> L
     """Up over ``warmup``, then down to 0 on half a cosine (Loshchilov & Hutter 2017, eq. 5, no restart)."""
     steps = _warmup_steps(warmup, total)
 
-    def scale(step: int) -> float:
+    def _scale(step: int) -> float:
         if step < steps:
             return (step + 1) / steps
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - steps) / max(1, total - steps))))
 
-    return LambdaLR(optimizer, scale)
+    return LambdaLR(optimizer, _scale)
 
 
 def constant(optimizer: Optimizer, total: int, *, warmup: float | int = 0) -> LambdaLR:

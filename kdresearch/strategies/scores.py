@@ -37,7 +37,7 @@ class ScoreLoss:
         nothing = torch.empty(0, dtype=torch.long)
         tokens = Tokens(nothing, nothing.bool())
         self.batch = Batch(self._placed(torch.cat(index)), self._placed(torch.cat(label)), tokens)
-        self.teacher = [self._placed(torch.cat(each)) for each in zip(*answers, strict=True)]
+        self.teacher = [self._placed(torch.cat(batches)) for batches in zip(*answers, strict=True)]
 
     def _placed(self, rows: Tensor) -> Tensor:
         return rows if self.places is None else rows[self.places]
@@ -70,5 +70,5 @@ def _places(index: np.ndarray, epoch: np.ndarray) -> Tensor:
 
 def _scores(answer: Outputs) -> list[Tensor]:
     """A teacher's logits, then those of its members."""
-    found = [answer.logits, *(member.logits for member in answer.members or ())]
-    return [logits.float().cpu() for logits in found if logits is not None]
+    outputs = [answer.logits, *(member.logits for member in answer.members or ())]
+    return [logits.float().cpu() for logits in outputs if logits is not None]

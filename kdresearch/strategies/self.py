@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from kdresearch.errors import UserError
-from kdresearch.objectives.logits import Label, SoftLabel
-from kdresearch.strategies.distiller import Distiller, Kinds
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label, soft_label
 from kdresearch.structures import Model
 
 
-class SelfDistiller(Distiller):
+class SelfDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.soft_label · τ²·KL(p_t‖p_s), the teacher being the generation before.
 
     Generation 0 is trained on labels, each later one from the one before it (their §3, eq. 3); all are of the
@@ -27,25 +27,19 @@ class SelfDistiller(Distiller):
         weights: ``label`` and ``soft_label``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "soft_label": SoftLabel}
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "soft_label": Term(partial(soft_label, temperature=1.0), 0.5),
+    }
 
-    def __init__(
-        self,
-        student: Model,
-        *,
-        generations: int = 2,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "soft_label": 0.5},
-        **wiring: Any,
-    ) -> None:
+    def __init__(self, student: Model, *, generations: int = 2, **settings: Any) -> None:
         check_generations(generations)
         self.generations = generations
-        objectives = {"label": Label(label_smoothing), "soft_label": SoftLabel(temperature)}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+        super().__init__(student, **settings)
 
     @classmethod
     def generations_before(cls, settings: Mapping[str, Any]) -> int:
+        """How many generations come before the student; UserError for settings that are no number of them."""
         default = inspect.signature(cls).parameters["generations"].default
         check_generations(generations := settings.get("generations", default))
         return int(generations)

@@ -81,23 +81,28 @@ class StagedDistiller(CombinedDistiller):
 
     @classmethod
     def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether any stage's objectives learn from a teacher."""
         objectives = settings.get("objectives", {})
-        weights = [each.weights if isinstance(each, Stage) else each["weights"] for each in settings["stages"]]
+        weights = [stage.weights if isinstance(stage, Stage) else stage["weights"] for stage in settings["stages"]]
         return any(
-            super(StagedDistiller, cls).needs_teacher({"objectives": objectives, "weights": each}) for each in weights
+            super(StagedDistiller, cls).needs_teacher({"objectives": objectives, "weights": of_stage})
+            for of_stage in weights
         )
 
     def on_fit_start(self) -> None:
+        """Fix the updates at which stages begin; UserError for a stage without an update."""
         super().on_fit_start()
-        self.milestones = self._ends(self.updates)[:-1]
+        self.milestones = self._last_updates(self.updates)[:-1]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Clear the optimizer's state at a stage's first update."""
         super().on_train_batch_start(batch, batch_idx)
         if self.fresh_optimizer and self.global_step in self.milestones:
             self.forget_moments()
 
     @property
     def convex(self) -> bool:
+        """False."""
         return False  # each stage minimises something else
 
     @property
@@ -106,87 +111,90 @@ class StagedDistiller(CombinedDistiller):
         return bisect_right(self.milestones, self.global_step)
 
     def weights_configured(self) -> dict[str, float]:
+        """Those of the present stage."""
         weights = self.stages[self.stage].weights
         return {name: float(weights[name]) for name in self.objectives if weights.get(name)}
 
     def logged_now(self) -> dict[str, float]:
+        """The stage, from 1."""
         return {"stage": float(self.stage + 1)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Drop the gradients of what the stage does not train."""
         # Without a gradient an optimizer passes a parameter over: no momentum, no decay; and DDP knows them as ever.
         for name in self.still[self.stage]:
             self.student.get_parameter(name).grad = None
 
-    def _ends(self, updates: int) -> tuple[int, ...]:
+    def _last_updates(self, updates: int) -> tuple[int, ...]:
         """The update after the last of each stage."""
-        ends = tuple(round(share * updates) for share in accumulate(stage.share for stage in self.stages))
-        for number, (start, end) in enumerate(pairwise((0, *ends))):
+        limits = tuple(round(share * updates) for share in accumulate(stage.share for stage in self.stages))
+        for number, (start, end) in enumerate(pairwise((0, *limits))):
             if start == end:
                 raise UserError(f"strategy.stages.{number}: of {updates} updates none is left for it")
-        return ends
+        return limits
 
     def _scheduler(self, optimizer: Optimizer, updates: int) -> LambdaLR:
-        lengths = [end - start for start, end in pairwise((0, *self._ends(updates)))]
+        lengths = [end - start for start, end in pairwise((0, *self._last_updates(updates)))]
         return in_phases(self.make_stage_scheduler, optimizer, lengths, [stage.learning_rate for stage in self.stages])
 
 
-def _stage(number: int, stage: Stage | Mapping[str, Any], objectives: Mapping[str, Objective]) -> Stage:
-    where = f"strategy.stages.{number}"
+def _stage(number: int, settings: Stage | Mapping[str, Any], objectives: Mapping[str, Objective]) -> Stage:
+    key = f"strategy.stages.{number}"
     try:
-        made = stage if isinstance(stage, Stage) else Stage(**stage)
+        stage = settings if isinstance(settings, Stage) else Stage(**settings)
     except TypeError as error:
-        raise UserError(f"{where}: {error}") from error
-    if not 0 < made.share <= 1:
-        raise UserError(f"{where}.share must lie in (0, 1], not {made.share}")
-    if not 0 < made.learning_rate < math.inf:
-        raise UserError(f"{where}.learning_rate is a factor and must be positive, not {made.learning_rate}")
-    for name, weight in made.weights.items():
+        raise UserError(f"{key}: {error}") from error
+    if not 0 < stage.share <= 1:
+        raise UserError(f"{key}.share must lie in (0, 1], not {stage.share}")
+    if not 0 < stage.learning_rate < math.inf:
+        raise UserError(f"{key}.learning_rate is a factor and must be positive, not {stage.learning_rate}")
+    for name, weight in stage.weights.items():
         if name not in objectives:
-            raise UserError(f"{where}.weights: there is no objective {choices(name, objectives)}")
+            raise UserError(f"{key}.weights: there is no objective {choices(name, objectives)}")
         if not 0 <= weight < math.inf:
-            raise UserError(f"{where}.weights.{name} must be a number of at least 0, not {weight}")
-    if not any(made.weights.values()):
-        raise UserError(f"{where}.weights: all are 0, there is nothing to learn")
-    return made
+            raise UserError(f"{key}.weights.{name} must be a number of at least 0, not {weight}")
+    if not any(stage.weights.values()):
+        raise UserError(f"{key}.weights: all are 0, there is nothing to learn")
+    return stage
 
 
 def _still(number: int, train: str | Sequence[str] | Mapping[str, int], student: Model) -> frozenset[str]:
     """The student's parameters that a stage does not train."""
     assert isinstance(student, nn.Module)
-    where, names = f"strategy.stages.{number}.train", [name for name, _ in student.named_parameters()]
+    key, names = f"strategy.stages.{number}.train", [name for name, _ in student.named_parameters()]
     if train == "all":
         return frozenset()
     if isinstance(train, Mapping):
-        return _below(where, train, student)
+        return _below(key, train, student)
     if isinstance(train, str) and train != "head":
-        raise UserError(f"{where}: {choices(train, TRAINED)}, a list of patterns, or {{last_layers: n}}")
+        raise UserError(f"{key}: {choices(train, TRAINED)}, a list of patterns, or {{last_layers: n}}")
     trained: set[str] = set()
     for pattern in ("classifier.*",) if train == "head" else train:
-        found = {name for name in names if fnmatchcase(name, pattern)}
-        if not found:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
             raise UserError(
-                f"{where}: {student.signature.name} has no parameter {pattern!r}; its first and last are "
+                f"{key}: {student.signature.name} has no parameter {pattern!r}; its first and last are "
                 f"{', '.join(names[:3])}, ..., {', '.join(names[-3:])}"
             )
-        trained |= found
+        trained |= matches
     if not trained:
-        raise UserError(f"{where} is empty: nothing would be trained")
+        raise UserError(f"{key} is empty: nothing would be trained")
     return frozenset(names) - trained
 
 
-def _below(where: str, train: Mapping[str, int], student: Model) -> frozenset[str]:
+def _below(key: str, train: Mapping[str, int], student: Model) -> frozenset[str]:
     """The embeddings and all layers but the last: parameters in the order in which the text passes them."""
     for name in train:
         if name != "last_layers":
-            raise UserError(f"{where}: {choices(name, ('last_layers',))}")
+            raise UserError(f"{key}: {choices(name, ('last_layers',))}")
     depth, number = student.signature.depth, train.get("last_layers")
     assert isinstance(student, nn.Module)
     lists = [name for name, part in student.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
     layers = {f"{name}.{place}.": place for name in lists for place in range(depth)}
     if not layers:
-        raise UserError(f"{where}: {student.signature.name} has no list of layers; name patterns of its parameters")
+        raise UserError(f"{key}: {student.signature.name} has no list of layers; name patterns of its parameters")
     if not isinstance(number, int) or not 0 <= number <= depth:
-        raise UserError(f"{where}.last_layers must lie between 0 and the student's {depth} layers, not {number}")
+        raise UserError(f"{key}.last_layers must lie between 0 and the student's {depth} layers, not {number}")
     still: set[str] = set()
     reached = False
     for name, _ in student.named_parameters():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from kdresearch.objectives.logits import Label
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 
 
-class SupervisedDistiller(Distiller):
+class SupervisedDistiller(NamedDistiller):
     """Cross-entropy with the labels; no teacher.
 
     Args:
@@ -18,14 +15,4 @@ class SupervisedDistiller(Distiller):
         weights: ``label``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0},
-        **wiring: Any,
-    ) -> None:
-        super().__init__(student, objectives={"label": Label(label_smoothing)}, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {"label": Term(label, 1.0)}

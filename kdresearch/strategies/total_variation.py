@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from kdresearch.objectives.logits import Label, TotalVariation
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.objectives.logits import TotalVariation
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 
 
-class TotalVariationDistiller(Distiller):
+class TotalVariationDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.total_variation · ½·Σ|p_t − p_s|; unlabelled rows learn from the second.
 
     Args:
@@ -18,15 +16,7 @@ class TotalVariationDistiller(Distiller):
         weights: ``label`` and ``total_variation``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "total_variation": TotalVariation}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 0.5, "total_variation": 0.5},
-        **wiring: Any,
-    ) -> None:
-        objectives = {"label": Label(label_smoothing), "total_variation": TotalVariation()}
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 0.5),
+        "total_variation": Term(TotalVariation, 0.5),
+    }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from kdresearch.objectives.logits import Label, WeightedSoftLabel
-from kdresearch.strategies.distiller import Distiller, Kinds
-from kdresearch.structures import Model
+from kdresearch.objectives.logits import WeightedSoftLabel
+from kdresearch.strategies.named import Composition, NamedDistiller, Term, label
 
 
-class WeightedSoftLabelDistiller(Distiller):
+class WeightedSoftLabelDistiller(NamedDistiller):
     """weights.label · CE(y, p_s) + weights.weighted_soft_label · losses.weighted_soft_label.
 
     Args:
@@ -19,20 +17,7 @@ class WeightedSoftLabelDistiller(Distiller):
         weights: ``label`` and ``weighted_soft_label``.
     """
 
-    kinds: ClassVar[Kinds] = {"label": Label, "weighted_soft_label": WeightedSoftLabel}
-
-    def __init__(
-        self,
-        student: Model,
-        *,
-        temperature: float = 2.0,
-        convention: str = "house",
-        label_smoothing: float = 0.0,
-        weights: Mapping[str, float] = {"label": 1.0, "weighted_soft_label": 2.5},
-        **wiring: Any,
-    ) -> None:
-        objectives = {
-            "label": Label(label_smoothing),
-            "weighted_soft_label": WeightedSoftLabel(temperature, convention),
-        }
-        super().__init__(student, objectives=objectives, weights=weights, **wiring)
+    composition: ClassVar[Composition] = {
+        "label": Term(label, 1.0),
+        "weighted_soft_label": Term(WeightedSoftLabel, 2.5),
+    }

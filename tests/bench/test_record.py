@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import kdresearch
 from kdresearch.artifacts import Store
 from kdresearch.bench import schema
-from kdresearch.bench.context import Context
+from kdresearch.bench.context import Context, silent
 from kdresearch.bench.record import Phases, Record
 from kdresearch.bench.schema import SplitPredictions, write_json, write_predictions
 from kdresearch.bench.settings import resolve_settings
@@ -141,28 +141,28 @@ def test_replicates_share_a_cell_and_a_group(tmp_path: Path) -> None:
 
 def test_a_record_that_ran_before_is_cleared_or_gone_on_with(tmp_path: Path) -> None:
     first = recorded(tmp_path, "seed=1")
-    assert first.checkpoint_to_resume() is None
+    assert first.checkpoint_to_resume(silent) is None
     first.write("running")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    torch.save({"callbacks": {"BestCheckpoint": {"best_model_path": ""}}}, tmp_path / "checkpoints" / "last.ckpt")
     for left in ("metrics.json", "metrics.csv", "predictions.parquet"):
         (tmp_path / left).touch()
     # the same settings, whatever it is called and however it is logged
     again = recorded(tmp_path, "seed=1", "name=other", "logger=none")
-    assert again.checkpoint_to_resume() == tmp_path / "checkpoints" / "last.ckpt"
+    assert again.checkpoint_to_resume(silent) == tmp_path / "checkpoints" / "last.ckpt"
     assert (tmp_path / "metrics.csv").exists()
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "predictions.parquet").exists()
     # others begin anew
-    assert recorded(tmp_path, "seed=1", "resume=false").checkpoint_to_resume() is None
+    assert recorded(tmp_path, "seed=1", "resume=false").checkpoint_to_resume(silent) is None
     assert not (tmp_path / "metrics.csv").exists()
     for other in (("seed=2",), ("seed=1", "strategy=soft_label"), ("seed=1", "data.limit=9")):
         recorded(tmp_path, "seed=1").write("running")
-        assert recorded(tmp_path, *other).checkpoint_to_resume() is None
+        assert recorded(tmp_path, *other).checkpoint_to_resume(silent) is None
     # and so does what was finished, or cannot be read
     recorded(tmp_path, "seed=1").write("finished")
-    assert recorded(tmp_path, "seed=1").checkpoint_to_resume() is None
+    assert recorded(tmp_path, "seed=1").checkpoint_to_resume(silent) is None
     (tmp_path / "run.json").write_text("{")
-    assert recorded(tmp_path, "seed=1").checkpoint_to_resume() is None
+    assert recorded(tmp_path, "seed=1").checkpoint_to_resume(silent) is None
 
 
 def test_the_configuration_is_kept_where_hydra_did_not(tmp_path: Path) -> None:

@@ -102,10 +102,11 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> Non
     )  # fmt: skip
     assert main(["train", "-m", *RUN, *overrides]) == 2
     runs = {}
-    for number in range(4):
-        (file,) = (tmp_path / str(number)).glob("wandb/offline-run-*/run-*.wandb")
-        runs[number] = read_wandb(file)
-    facts = {number: json.loads((tmp_path / str(number) / "run.json").read_text()) for number in runs}
+    cells = [cell["name"] for cell in json.loads((tmp_path / "sweep.json").read_text())["cells"]]
+    for name in cells:
+        (file,) = (tmp_path / name).glob("wandb/offline-run-*/run-*.wandb")
+        runs[name] = read_wandb(file)
+    facts = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in cells}
     done = [number for number, each in facts.items() if each["status"] == "finished"]
     assert sorted(facts[number]["seed"] for number in done) == [1, 2]
     assert len({each["run"].run_id for each in runs.values()}) == 4
@@ -126,7 +127,7 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> Non
     assert len(set(groups.values())) == 2
     assert all((groups[one] == groups[two]) == (rates[one] == rates[two]) for one in groups for two in groups)
     for number in done:
-        metrics = json.loads((tmp_path / str(number) / "metrics.json").read_text())
+        metrics = json.loads((tmp_path / number / "metrics.json").read_text())
         logged = {key: value for step in runs[number]["history"] for key, value in step.items()}
         assert logged["test/accuracy"] == metrics["test/accuracy"]
         assert sum("train/loss" in step for step in runs[number]["history"]) == 4

@@ -59,6 +59,11 @@ def sweep(folder: Path, *overrides: str) -> int:
     return main(["train", "-m", *BASE, *STUDENT, *overrides, f"hydra.sweep.dir={folder}"])
 
 
+def cells(folder: Path) -> list[Path]:
+    """The folders of a sweep's cells, in the order of the command."""
+    return [folder / cell["name"] for cell in read(folder, "sweep.json")["cells"]]
+
+
 def read(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
@@ -227,7 +232,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytes
 
 def test_a_sweep_pays_for_its_teacher_once_and_keeps_no_model(tmp_path: Path) -> None:
     assert sweep(tmp_path, *TEACHER, "strategy=supervised,soft_label", "seed=1,2") == 0
-    jobs = [read(tmp_path / str(number), "run.json") for number in range(4)]
+    jobs = [read(folder, "run.json") for folder in cells(tmp_path)]
     assert [(job["cell"]["strategy"], job["seed"]) for job in jobs] == [
         ("supervised", 1), ("supervised", 2), ("soft_label", 1), ("soft_label", 2)
     ]  # fmt: skip
@@ -267,7 +272,7 @@ def write_teacher(folder: Path, classes: tuple[str, ...], good: bool) -> Path:
     tokenizer.fit(corpus.texts(np.arange(240)))
     model = NgramLinear(tokenizer.size, 2)
     if good:
-        label = corpus.parts["train"].labels
+        label = corpus.parts_by_name["train"].labels
         ids, lengths = tokenizer.encode([text for chunk in corpus.texts(np.arange(240)) for text in chunk])
         for row, target in zip(np.split(ids, np.cumsum(lengths)[:-1]), label, strict=True):
             model.weight.weight.data[np.unique(row)] += 1.0 if target else -1.0
@@ -401,12 +406,13 @@ def test_the_command_itself_refuses_before_the_teacher_is_trained(tmp_path: Path
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path, "student.model.pooling=max,sum,mean") == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("kdresearch train: ") and "pooling" in told[-1] and "sum" in told[-1]
-    assert "pooling=sum" in told[-2]  # which job it was
-    assert [line for line in told if "job 1 failed: " in line]
-    states = [read(tmp_path / str(number), "run.json")["status"] for number in range(3)]
-    assert states == ["finished", "failed", "finished"]
-    assert [(tmp_path / str(number) / "metrics.json").exists() for number in range(3)] == [True, False, True]
+    assert told[-1].startswith("kdresearch train: 2 done, 1 failed of 3 cells")
+    assert "pooling_sum" in told[-2] and "pooling is 'sum'" in told[-2]  # which job it was, and why
+    assert [line for line in told if "pooling_sum" in line and " failed: " in line]
+    facts = [read(folder, "run.json") for folder in cells(tmp_path)]
+    assert [each["status"] for each in facts] == ["finished", "failed", "finished"]
+    assert "pooling" in facts[1]["reason"]
+    assert [(folder / "metrics.json").exists() for folder in cells(tmp_path)] == [True, False, True]
 
 
 def test_a_run_without_a_good_outcome_leaves_no_old_one(tmp_path: Path) -> None:
@@ -447,3 +453,34 @@ def test_steps_that_end_before_the_first_validation(tmp_path: Path) -> None:
     assert read(tmp_path, "run.json")["updates"] == 2
     assert {file.name for file in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert 0 <= read(tmp_path, "metrics.json")["test/accuracy"] <= 1
+
+
+def test_a_divergence_is_told_where_it_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the first epoch of many; and nothing goes on from what it left."""
+    bad = ("student.training.epochs=50", "student.training.learning_rate=1e30")
+    for _ in range(2):
+        assert train(tmp_path / "run", *bad) == 2
+        said = capsys.readouterr().err
+        assert "diverged: in epoch 1" in said.splitlines()[-1]
+        assert "going on from" not in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_teacher_of_no_numbers_is_one_line(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_teacher(tmp_path / "teacher", ("negative", "positive"), good=True)
+    package_of = package.load(folder)
+    package_of.model.bias.data.fill_(value)
+    package.save(folder, package_of.model, package_of.tokenizer, package_of.classes)
+    capsys.readouterr()
+    assert train(tmp_path / "run", "teacher=checkpoint", f"teacher.path={folder}", "strategy=soft_label") == 2
+    assert "the teacher teacher cannot teach" in refused(capsys)
+
+
+def test_a_row_longer_than_the_positions_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = (
+        "student=transformer", "student.tokenizer.max_length=null", "student.training.epochs=1",
+        "student.model.architecture.max_position_embeddings=8", "student.model.architecture.num_hidden_layers=1",
+    )  # fmt: skip
+    assert train(tmp_path / "run", *small, *TEACHER, "strategy=soft_label", base=BASE) == 2
+    assert "student.tokenizer.max_length=8" in refused(capsys)
+    assert made("teacher") == []

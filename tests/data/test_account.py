@@ -119,7 +119,7 @@ def test_more_than_a_twentieth_of_copies_makes_another_task(tmp_path: Path, copi
     assert facts["dropped_share"] == {"train": copies / 100}
     told = [line for line in account_lines(facts) if line.startswith("WARNING")]
     assert bool(told) == warned
-    assert not warned or told[0].startswith("WARNING: 6.0% of the train rows were copies and were dropped: the task is")
+    assert not warned or told[0].startswith("WARNING: 6.0% of the train rows were copies and were dropped: this is")
 
 
 def test_the_share_of_transfer_rows_that_went(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_labels_are_one_class_whatever_stands_around_them(tmp_path: Path) -> Non
     source = Files(train=tmp_path / "train.csv", test=tmp_path / "test.csv")
     assert source.classes == (composed, "pos")
     corpus = load(source, Store(tmp_path / "store"))
-    assert corpus.parts["train"].labels.tolist() == [0, 0, 1, 1, 1, 1]
+    assert corpus.parts_by_name["train"].labels.tolist() == [0, 0, 1, 1, 1, 1]
     assert source.label_changes == {"train": 4, "test": 1}
     facts = facts_of(corpus, split(corpus, validation=2), source.label_changes)
     assert facts["labels_normalised"] == {"train": 4, "test": 1}

@@ -146,21 +146,21 @@ def test_fresh_pseudo_samples_come_after_some_epochs() -> None:
     [
         ({"share": 0.0}, "transfer_share must be above 0 and at most 1, not 0.0"),
         ({"share": 1.1}, "transfer_share must be above 0 and at most 1, not 1.1"),
-        ({"share": 0.5, "others": 0, "generated": 0}, "there are no rows without labels.*generator=NAME"),
+        ({"share": 0.5, "transfer": 0, "generated": 0}, "there are no rows without labels.*generator=NAME"),
         ({"slices": 7}, "generator.fresh_every: 6 pseudo-samples cannot be cut into 7"),
     ],
     ids=str,
 )
 def test_mixtures_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Mixture(**({"labelled": 4, "others": 2, "generated": 6} | given))
+        Mixture(**({"labelled": 4, "transfer": 2, "generated": 6} | given))
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("done", [0, 3, 8, 11])
 def test_mixed_epochs_go_on_where_they_stopped(done: int, replicas: int) -> None:
     mixture = Mixture(30, 5, 60, share=0.6, slices=2, fresh_every=2, seed=3)
-    options: dict[str, Any] = {"seed": 3, "chosen": mixture, "replicas": replicas, "rank": 0}
+    options: dict[str, Any] = {"seed": 3, "epoch_positions": mixture, "replicas": replicas, "rank": 0}
     lengths = lengths_of(95)
     whole = EpochBatches(lengths, 8, **options)
     assert len(whole) == -(-(35 + 23) // 8 // replicas)

@@ -53,8 +53,8 @@ def long_rows(count: int = 9000) -> list[Row]:
 
 def test_rows_come_back_as_the_source_gave_them(tmp_path: Path) -> None:
     corpus = load(Listed(ROWS), Store(tmp_path))
-    assert list(corpus.parts) == ["train", "validation", "test", "unlabelled"] and len(corpus) == len(ROWS)
-    for name, part in corpus.parts.items():
+    assert list(corpus.parts_by_name) == ["train", "validation", "test", "unlabelled"] and len(corpus) == len(ROWS)
+    for name, part in corpus.parts_by_name.items():
         own = [row for row in ROWS if row.part == name]
         everything = np.arange(len(part))
         assert part.take_ids(everything) == [row.id for row in own]
@@ -62,7 +62,7 @@ def test_rows_come_back_as_the_source_gave_them(tmp_path: Path) -> None:
         labels = [UNLABELLED if row.label is None else corpus.classes.index(row.label) for row in own]
         assert part.labels.tolist() == labels
         assert part.digests.tolist() == [text_digest(row.text) for row in own]
-    starts = [part.start for part in corpus.parts.values()]
+    starts = [part.start for part in corpus.parts_by_name.values()]
     assert starts == [0, 3, 4, 5]
 
 
@@ -76,7 +76,7 @@ def test_white_space_makes_no_other_text_and_anything_else_does() -> None:
 def test_any_order_over_parts_and_chunks(tmp_path: Path) -> None:
     rows = long_rows()
     corpus = load(Listed(rows), Store(tmp_path))
-    flat = [row for part in corpus.parts for row in rows if row.part == part]  # by corpus-wide index
+    flat = [row for part in corpus.parts_by_name for row in rows if row.part == part]  # by corpus-wide index
     index = np.random.default_rng(0).permutation(np.repeat(np.arange(len(rows)), 2))[:13_000]
     assert [text for texts in corpus.texts(index) for text in texts] == [flat[i].text for i in index]
     assert corpus.ids(index) == [flat[i].id for i in index]

@@ -71,7 +71,7 @@ def check(found: EncodedRows, tokenizer: WordTokenizer, corpus: Corpus, index: n
     width = tokens.ids.shape[1]
     assert tokens.ids.shape == tokens.mask.shape == (len(index), width)
     assert lengths.max() <= width < lengths.max() + 8
-    longest = max(int(np.diff(part.offsets).max()) for part in found.parts)
+    longest = max(int(np.diff(part.offsets).max()) for part in found.encoded_parts)
     assert width % 8 == 0 or width == longest
     for row, text in enumerate(texts_of(corpus, index)):
         ids = tokenizer.encode([text])[0].tolist()
@@ -97,7 +97,7 @@ def test_a_subset_of_parts_and_rows(corpus: Corpus, store: Store) -> None:
         [5062, 17, 5070, 3, 4096, 17, 5025]
     )  # train, test and unlabelled; validation (5000-5019) is not read
     found = encoded(tokenizer, name, corpus, index, store)
-    assert [part.start for part in found.parts] == [0, 5020, 5060]
+    assert [part.start for part in found.encoded_parts] == [0, 5020, 5060]
     check(found, tokenizer, corpus, np.array([5070, 3, 4096, 5062, 3, 5025]))
     for stranger in (4, 4999, 5003, 5026, 5089):
         for read in (found.tokens, found.lengths):

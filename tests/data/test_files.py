@@ -194,11 +194,11 @@ def test_what_is_wrong_in_a_json_lines_file_is_said(tmp_path: Path, train: str, 
 
 def test_files_that_are_not_what_their_suffix_says(tmp_path: Path) -> None:
     test = write(tmp_path, test=TEST)["test"]
-    for name, needle in {"a.parquet": "no readable Parquet", "a.csv.gz": "no whole gzip"}.items():
+    for name, needle in {"a.parquet": "no readable Parquet", "a.csv.gz": "not a complete gzip"}.items():
         (tmp_path / name).write_bytes(b"text,label\n")
         refusal(name, needle, train=tmp_path / name, test=test)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(TEST.encode() * 99)[:-12])
-    refusal("no whole gzip", train=tmp_path / "a.csv.gz", test=test)
+    refusal("not a complete gzip", train=tmp_path / "a.csv.gz", test=test)
     save(tmp_path / "b.parquet", "parquet")
     refusal("no column 'body'", "other, text, label", train=tmp_path / "b.parquet", test=test, text="body")
 

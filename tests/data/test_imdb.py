@@ -79,7 +79,7 @@ def test_stars_are_those_of_the_file_names(tmp_path: Path) -> None:
     assert {row.label for row in source.rows() if row.part == "unlabelled"} == {None}
     assert source.key() != Imdb(path=tmp_path / "aclImdb").key()
     corpus = load(source, Store(tmp_path / "store"))
-    train = corpus.parts["train"]
+    train = corpus.parts_by_name["train"]
     given = zip(train.take_ids(np.arange(4)), [corpus.classes[label] for label in train.labels], strict=True)
     assert dict(given) == {"train/pos/0": "9", "train/pos/1": "10", "train/neg/0": "1", "train/neg/12": "4"}
 
@@ -162,7 +162,7 @@ def test_a_review_that_inflates_without_bound_is_not_read(mode: str, tmp_path: P
 
 
 def test_an_archive_that_inflates_without_bound_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdresearch.data.imdb._WHOLE", 1_000_000)
+    monkeypatch.setattr("kdresearch.data.imdb._MAX_INFLATED", 1_000_000)
     reviews = [(f"aclImdb/train/pos/{number}_9.txt", b"x" * 100_000) for number in range(11)]
     for members in (reviews, [("aclImdb/imdb.vocab", bytes(1_100_000))]):
         with pytest.raises(UserError, match="inflates to more than 1,000,000 bytes: it is not the published archive"):
@@ -182,14 +182,14 @@ def test_the_real_reviews(tmp_path: Path) -> None:
     if not place:
         pytest.skip("KDRESEARCH_DATA names no folder with aclImdb_v1.tar.gz")
     corpus = load(Imdb(path=Path(place) / "aclImdb_v1.tar.gz"), Store(tmp_path))
-    assert {name: len(part) for name, part in corpus.parts.items()} == {
+    assert {name: len(part) for name, part in corpus.parts_by_name.items()} == {
         "train": 25_000,
         "test": 25_000,
         "unlabelled": 50_000,
     }
     for name in ("train", "test"):
-        assert np.bincount(corpus.parts[name].labels).tolist() == [12_500, 12_500]
-    digests = {name: Counter(part.digests.tolist()) for name, part in corpus.parts.items()}
+        assert np.bincount(corpus.parts_by_name[name].labels).tolist() == [12_500, 12_500]
+    digests = {name: Counter(part.digests.tolist()) for name, part in corpus.parts_by_name.items()}
     train, test, unlabelled = digests["train"], digests["test"], digests["unlabelled"]
     assert len(train & test) == 123
     assert sum(train.values()) - len(train) == 98  # 96 as the files have it, and two that differ in their breaks alone

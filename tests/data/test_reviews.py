@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdresearch.data import reviews
+from kdresearch.data import review_words, reviews
 from kdresearch.data.corpus import Row
 from kdresearch.data.reviews import CLASSES, WORDS, Reviews
 from kdresearch.errors import UserError
@@ -110,22 +110,34 @@ def test_vocabulary_has_a_long_tail(rows: list[Row]) -> None:
 def test_every_slot_of_every_template_is_known() -> None:
     given = {"a", "be", "was", "s", "es", "x", "y", "n", "p", "c", "m", "l"}
     templates = [
-        *(reviews._PLAIN + reviews._HEDGED + reviews._NAMED + reviews._CONTRAST + reviews._BOTH + reviews._ASIDES),
+        *(
+            review_words.PLAIN_CLAUSES
+            + review_words.HEDGED_CLAUSES
+            + review_words.VERDICTS
+            + review_words.CONTRASTS
+            + review_words.CONJUNCTIONS
+            + review_words.ASIDES
+        ),
         *(
             line
-            for table in (reviews._NEGATED, reviews._UNREAL, reviews._NAMED_NOT, reviews._VERBS)
+            for table in (
+                review_words.NEGATED_CLAUSES,
+                review_words.UNREAL_CLAUSES,
+                review_words.NEGATED_VERDICTS,
+                review_words.VERBS,
+            )
             for lines in table.values()
             for line in lines
         ),
     ]
     for template in templates:
-        assert set(re.findall(r"\{(\w+)\}", template)) <= given | set(reviews._FILL), template
-    for template in [*reviews._PLOTS, *(line for lines in reviews._FILL.values() for line in lines)]:
-        assert set(re.findall(r"\{(\w+)\}", template)) <= set(reviews._FILL), template
+        assert set(re.findall(r"\{(\w+)\}", template)) <= given | set(review_words.FILLERS), template
+    for template in [*review_words.PLOTS, *(line for lines in review_words.FILLERS.values() for line in lines)]:
+        assert set(re.findall(r"\{(\w+)\}", template)) <= set(review_words.FILLERS), template
 
 
 def test_no_opinion_word_has_two_values() -> None:
-    for table in (reviews._ADJECTIVES, reviews._NOUNS, reviews._VERBS):
+    for table in (review_words.ADJECTIVES, review_words.NOUNS, review_words.VERBS):
         words = [word for listed in table.values() for word in listed]
         assert len(words) == len(set(words))
 
@@ -133,7 +145,7 @@ def test_no_opinion_word_has_two_values() -> None:
 def signs(text: str) -> set[int]:
     """The signs of the adjectives in a text."""
     words = set(tokens(text))
-    return {1 if value > 0 else -1 for value, listed in reviews._ADJECTIVES.items() if words & set(listed)}
+    return {1 if value > 0 else -1 for value, listed in review_words.ADJECTIVES.items() if words & set(listed)}
 
 
 DENIES = r"anything but|far from|hardly|cannot say|at no point|not call|I wish|in vain|avoid being|not exactly|a fool"
@@ -142,7 +154,7 @@ AFFIRMS = r"nothing short of|never less than|never stops|cannot deny|can doubt|y
 
 @pytest.mark.parametrize("value", [-3, -2, -1, 1, 2, 3])
 def test_a_denied_adjective_is_the_opposite_of_the_opinion(value: int) -> None:
-    rng, plot = Random("clauses"), reviews._Aspect("the plot", False, 1.0)
+    rng, plot = Random("clauses"), review_words.Aspect("the plot", False, 1.0)
     sign, denied, affirmed = value // abs(value), 0, 0
     for _ in range(600):
         text = reviews._clause(rng, plot, value)
@@ -159,7 +171,9 @@ def test_a_denied_adjective_is_the_opposite_of_the_opinion(value: int) -> None:
 def test_plural_aspects_agree() -> None:
     rng = Random("plural")
     texts = [
-        reviews._clause(rng, reviews._Aspect("the songs", True, 1.0), value) for value in (-2, 1) for _ in range(300)
+        reviews._clause(rng, review_words.Aspect("the songs", True, 1.0), value)
+        for value in (-2, 1)
+        for _ in range(300)
     ]
     assert not [
         text for text in texts if re.search(r"the songs,? (is|seems|manages|falls|gets)\b|at no point is", text)
@@ -176,7 +190,7 @@ def test_advice_turns_on_one_word() -> None:
 
 
 def test_what_counts_and_what_is_granted() -> None:
-    film = reviews._Aspect("the film", False, 1.0)
+    film = review_words.Aspect("the film", False, 1.0)
     Opinion, Sentence = reviews._Opinion, reviews._Sentence
     contrast = Sentence("contrast", (Opinion(film, -2, 2.0), Opinion(film, 3, 0.4)))
     aside = Sentence("aside", value=3)
@@ -190,7 +204,7 @@ def test_what_counts_and_what_is_granted() -> None:
 @pytest.mark.parametrize("main", [-2, 2])
 def test_contrast_orders_its_sides_by_the_conjunction(main: int) -> None:
     """After "but" and "yet", and before "although" and "even if", stands what counts."""
-    story, songs = reviews._Aspect("MAIN", False, 1.0), reviews._Aspect("GRANTED", False, 1.0)
+    story, songs = review_words.Aspect("MAIN", False, 1.0), review_words.Aspect("GRANTED", False, 1.0)
     sentence = reviews._Sentence("contrast", (reviews._Opinion(story, main), reviews._Opinion(songs, -main)))
     rng, last, first = Random("contrast"), 0, 0
     for _ in range(300):

@@ -53,7 +53,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def part_of(corpus: Corpus, name: str) -> set[int]:
-    part = corpus.parts[name]
+    part = corpus.parts_by_name[name]
     return set(range(part.start, part.start + len(part)))
 
 
@@ -67,7 +67,7 @@ def check_kept_apart(corpus: Corpus, carved: Split) -> None:
     assert set(carved.train) <= part_of(corpus, "train")
     assert (
         set(carved.transfer) <= part_of(corpus, "unlabelled")
-        if "unlabelled" in corpus.parts
+        if "unlabelled" in corpus.parts_by_name
         else not len(carved.transfer)
     )
     assert set(carved.test) == part_of(corpus, "test")
@@ -105,8 +105,8 @@ def test_the_sources_own_validation_part_is_kept_whole(tmp_path: Path) -> None:
 
 def test_only_duplicates_are_dropped_and_they_are_counted(corpus: Corpus) -> None:
     carved = split(corpus, transfer="unlabelled")
-    train, test = corpus.parts["train"].digests.tolist(), set(corpus.parts["test"].digests.tolist())
-    unlabelled = corpus.parts["unlabelled"].digests.tolist()
+    train, test = corpus.parts_by_name["train"].digests.tolist(), set(corpus.parts_by_name["test"].digests.tolist())
+    unlabelled = corpus.parts_by_name["unlabelled"].digests.tolist()
     kept = set(train) - test
     assert {*corpus.digests(carved.train), *corpus.digests(carved.validation)} == kept
     held = set(corpus.digests(carved.validation).tolist())
@@ -124,7 +124,7 @@ def test_only_duplicates_are_dropped_and_they_are_counted(corpus: Corpus) -> Non
 
 def test_of_copies_the_first_is_kept(corpus: Corpus) -> None:
     carved = split(corpus)
-    digests = corpus.parts["train"].digests.tolist()
+    digests = corpus.parts_by_name["train"].digests.tolist()
     assert all(digests.index(digests[row]) == row for row in [*carved.train, *carved.validation])
 
 
@@ -155,7 +155,7 @@ def test_folds_share_out_the_training_rows(corpus: Corpus, folds: int) -> None:
         assert set(one.train) | set(one.validation) == set(held) and not set(one.train) & set(one.validation)
         counts.append(np.bincount(labels[one.validation], minlength=3))
     assert (np.ptp(counts, axis=0) <= 1).all()
-    digests = set(corpus.parts["train"].digests.tolist()) - set(corpus.parts["test"].digests.tolist())
+    digests = set(corpus.parts_by_name["train"].digests.tolist()) - set(corpus.parts_by_name["test"].digests.tolist())
     assert len(held) == len(digests)
 
 

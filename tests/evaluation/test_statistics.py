@@ -15,7 +15,10 @@ from kdresearch.evaluation.statistics import (
     mcnemar,
     mean_sd,
     paired_permutation,
+    seeds_to_resolve,
+    split_difference,
     two_way_bootstrap,
+    two_way_test,
 )
 
 
@@ -51,31 +54,73 @@ def test_bootstrap_of_single_runs_agrees_with_scipy_and_with_the_formula() -> No
         assert ours.high == pytest.approx(high, abs=0.002)
 
 
-def test_bootstrap_is_the_mean_over_every_draw_of_items_and_seeds() -> None:
-    # Small enough to list all draws: the quantiles of the full distribution, by loops over indices.
-    a = np.array([[1, 1, 0], [0, 1, 0]], dtype=bool)
-    b = np.array([[0, 1, 0], [0, 0, 0]], dtype=bool)
-    items = list(itertools.product(range(3), repeat=3))
-    seeds = list(itertools.product(range(2), repeat=2))
-    for paired in (False, True):
-        every = [
-            a[np.ix_(of_a, of_items)].mean() - b[np.ix_(of_b, of_items)].mean()
-            for of_items in items
-            for of_a in seeds
-            for of_b in ([of_a] if paired else seeds)
-        ]
-        for level in (0.5, 0.8):
-            interval = two_way_bootstrap(a, b, resamples=20_000, level=level, paired=paired)
-            low, high = np.quantile(every, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-            assert (interval.low, interval.high) == pytest.approx((low, high))
-            assert interval.difference == pytest.approx(1 / 3)
+def test_bootstrap_over_items_is_the_quantile_of_every_draw() -> None:
+    # Small enough to list all draws of items, by loops over indices; one run each, so that there is no other part.
+    a, b = np.array([[1, 1, 0, 1]], dtype=bool), np.array([[0, 1, 0, 1]], dtype=bool)
+    every = [a[0, list(of)].mean() - b[0, list(of)].mean() for of in itertools.product(range(4), repeat=4)]
+    for level in (0.5, 0.8):
+        tail = (1 - level) / 2
+        interval = two_way_bootstrap(a, b, resamples=40_000, level=level)
+        stretch = stats.t.isf(tail, 3) / stats.norm.isf(tail)
+        assert interval.difference == 0.25
+        for side, end in ((tail, interval.low), (1 - tail, interval.high)):
+            quantile = np.quantile(every, side, method="inverted_cdf")
+            assert end == pytest.approx(0.25 + (quantile - 0.25) * stretch)
+
+
+def test_variances_by_the_mean_squares_of_a_two_way_table() -> None:
+    # 3 runs of 4 items, by hand: rows and columns of an analysis of variance, without replication.
+    a = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=float)
+    b = np.zeros((1, 4))
+    rows, columns, grand = a.mean(1), a.mean(0), a.mean()
+    rest = sum((a[s, i] - rows[s] - columns[i] + grand) ** 2 for s in range(3) for i in range(4)) / 6
+    over_items, over_seeds, freedom = split_difference(a, b).variances()
+    assert over_items == pytest.approx(columns.var(ddof=1) / 4)
+    between = rows.var(ddof=1) / 3
+    assert over_seeds == pytest.approx(between - rest / 12) and over_seeds > 0
+    alone = over_items - rest / 12
+    assert freedom == pytest.approx((alone + between) ** 2 / (alone**2 / 3 + between**2 / 2))
+
+
+def test_without_items_in_common_the_test_is_welchs() -> None:
+    # Items all alike within a run: what is left is a comparison of run means, Welch (1947).
+    a, b = np.repeat([[0.81], [0.84], [0.80]], 50, axis=1), np.repeat([[0.78], [0.79], [0.83], [0.77]], 50, axis=1)
+    theirs = stats.ttest_ind(a[:, 0], b[:, 0], equal_var=False)
+    assert two_way_test(a, b) == pytest.approx(theirs.pvalue, rel=1e-12)
+    paired = stats.ttest_rel(a[:, 0], b[:3, 0])
+    assert two_way_test(a, b[:3], paired=True) == pytest.approx(paired.pvalue, rel=1e-12)
+
+
+def test_of_single_runs_the_test_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.1, 1, size=80), rng.normal(0, 1, size=80)
+    assert two_way_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-12)
+
+
+def test_more_seeds_resolve_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(1.5, 1, size=4000)
+    a, b = (hard + rng.normal(0, 0.05, size=(3, 1)) + rng.normal(0, 0.3, size=(3, 4000)) > 0 for _ in range(2))
+    interval = two_way_bootstrap(a, b)
+    half = (interval.high - interval.low) / 2
+    assert seeds_to_resolve(a, b, half * 1.1) == 0
+    some, many = seeds_to_resolve(a, b, half * 0.7), seeds_to_resolve(a, b, half * 0.5)
+    assert some is not None and many is not None and 0 < some < many
+    assert seeds_to_resolve(a, b, 1e-5) is None  # the items alone leave more than that
+    with pytest.raises(UserError, match="two runs or more"):
+        seeds_to_resolve(a[:1], b, 0.01)
+    with pytest.raises(ValueError, match="must be > 0"):
+        seeds_to_resolve(a, b, 0)
 
 
 def test_bootstrap_sees_the_variance_between_seeds() -> None:
     # Runs that are all right or all wrong: only the seeds vary.
     a, b = np.repeat([[1], [1], [0], [0]], 50, axis=1), np.zeros((4, 50))
-    interval = two_way_bootstrap(a, b)
-    assert (interval.difference, interval.low, interval.high) == (0.5, 0, 1)
+    interval = two_way_bootstrap(a, b, resamples=20_000)
+    half = stats.t.isf(0.025, 3) * math.sqrt(1 / 3 / 4)  # of four values 1, 1, 0, 0
+    assert interval.difference == 0.5
+    # Five values of a mean of four draws cannot meet a continuous quantile to more than half their distance.
+    assert interval.high - 0.5 == pytest.approx(half, abs=0.2) == 0.5 - interval.low
     together = two_way_bootstrap(a, a, paired=True)
     assert together == (0, 0, 0)
     apart = two_way_bootstrap(a, a)
@@ -85,7 +130,7 @@ def test_bootstrap_sees_the_variance_between_seeds() -> None:
 def test_swapping_the_methods_flips_the_interval() -> None:
     a, b = runs(4, 300, 0.8, 0), runs(4, 300, 0.75, 1)
     forth, back = two_way_bootstrap(a, b, paired=True), two_way_bootstrap(b, a, paired=True)
-    assert (back.difference, back.low, back.high) == pytest.approx((-forth.difference, -forth.high, -forth.low))
+    assert back == pytest.approx((-forth.difference, -forth.high, -forth.low), abs=0.01)
     forth, back = two_way_bootstrap(a, b[:2]), two_way_bootstrap(b[:2], a)
     assert back == pytest.approx((-forth.difference, -forth.high, -forth.low), abs=0.01)
 
@@ -99,15 +144,42 @@ def test_bootstrap_is_repeatable_and_wider_at_a_higher_level() -> None:
     assert interval.difference == pytest.approx(a.mean() - b.mean())
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.1)])
+def test_intervals_and_tests_keep_their_word(seeds: int, spread: float) -> None:
+    # Two methods equal in truth, with hard and easy items, lucky seeds (of one run they cannot be seen) and chance.
     rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(100):
-        hard = rng.normal(1.5, 1, size=200)
-        a, b = (hard + rng.normal(0, 1, size=(5, 200)) > 0 for _ in range(2))  # equal in truth
-        interval = two_way_bootstrap(a, b, resamples=200, seed=trial)
+    covered = rejected = 0
+    trials = 400
+    for trial in range(trials):
+        hard = rng.normal(1.3, 1, size=500)
+        a, b = (
+            hard
+            + rng.normal(0, 0.4, size=500)
+            + rng.normal(0, spread, size=(seeds, 1))
+            + rng.normal(0, 0.5, size=(seeds, 500))
+            > 0
+            for _ in range(2)
+        )
+        interval = two_way_bootstrap(a, b, resamples=400, seed=trial)
         covered += interval.low <= 0 <= interval.high
-    assert covered >= 90
+        rejected += two_way_test(a, b) < 0.05
+    assert 0.93 <= covered / trials <= 0.985
+    assert rejected / trials <= 0.07
+
+
+def test_a_table_of_twenty_equal_systems_alarms_no_more_often_than_it_says() -> None:
+    rng = np.random.default_rng(1)
+    alarms, trials = 0, 100
+    for _ in range(trials):
+        hard = rng.normal(1.3, 1, size=500)
+        systems = [
+            hard + rng.normal(0, 0.4, size=500) + rng.normal(0, 0.1, size=(3, 1)) + rng.normal(0, 0.5, size=(3, 500))
+            > 0
+            for _ in range(20)
+        ]
+        corrected = holm({str(k): two_way_test(system, systems[0]) for k, system in enumerate(systems[1:])})
+        alarms += min(corrected.values()) < 0.05
+    assert alarms / trials <= 0.09  # 5 % and two standard errors
 
 
 def test_permutation_enumerates_by_hand() -> None:
@@ -139,6 +211,26 @@ def test_drawn_permutations_agree_with_the_exact_ones() -> None:
     drawn = paired_permutation(a, b, resamples=2**10)
     assert drawn != exact
     assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 2**10))
+
+
+def test_permutation_of_scores_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.5, 1, size=12), rng.normal(0, 1, size=12)
+    theirs = stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    assert paired_permutation(a, b, resamples=2**12) == pytest.approx(theirs, rel=1e-12)
+    assert paired_permutation(a, b, resamples=2**11) == pytest.approx(theirs, abs=0.05)
+
+
+def test_mcnemar_and_holm_agree_with_statsmodels() -> None:
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    theirs = contingency.mcnemar([[500, 41], [63, 200]], exact=True).pvalue
+    assert mcnemar(*single(500, 41, 63, 200)) == pytest.approx(theirs, rel=1e-12)
+    pvalues = {str(k): p for k, p in enumerate([0.2, 0.003, 0.04, 0.003, 0.9, 0.012])}
+    _, adjusted, *_ = multitest.multipletests(list(pvalues.values()), method="holm")
+    assert list(holm(pvalues).values()) == pytest.approx(list(adjusted), rel=1e-12)
 
 
 def test_permutation_of_single_runs_is_mcnemar() -> None:
@@ -215,8 +307,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     for test in (two_way_bootstrap, paired_permutation, mcnemar):
         with pytest.raises(UserError, match="same items, not 10 and 9"):
             test(a, b[:, :9])
-        with pytest.raises(ValueError, match="b must say per item"):
-            test(a, b * 0.5)
+        with pytest.raises(ValueError, match="b must hold finite scores"):
+            test(a, np.where(b, np.nan, 0))
         with pytest.raises(ValueError, match=r"a must be \[seeds, items\].*\[0, 10\]"):
             test(a[:0], b)
         with pytest.raises(ValueError, match=r"b must be \[seeds, items\].*\[1, 3, 10\]"):
@@ -230,3 +322,5 @@ def test_what_makes_no_sense_is_refused() -> None:
             test(a, b, resamples=0)
     with pytest.raises(UserError, match="single runs, not 2 with 3"):
         mcnemar(a, b)
+    with pytest.raises(ValueError, match="a must say per item"):
+        mcnemar(a[:1] * 0.5, b[:1])

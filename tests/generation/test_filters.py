@@ -17,7 +17,7 @@ from kdresearch.generation.filters import (
     Filters,
     HeldOut,
     TextFilter,
-    counted,
+    count_verdicts,
     identity,
     longest_run,
     repetition,
@@ -87,7 +87,7 @@ def test_copies_of_training_rows_and_of_each_other() -> None:
     texts = ["A dull film.", "a  DULL film", "a good film", "A good -- film!", "a good, good film", "a good film"]
     found = verdicts(Filters(), texts, training=["a dull film"])
     assert found == ["training_copy", "training_copy", "kept", "duplicate", "kept", "duplicate"]
-    assert counted(found, OF_TEXT) == {
+    assert count_verdicts(found, OF_TEXT) == {
         "length": 0,
         "repetition": 0,
         "training_copy": 2,
@@ -248,7 +248,7 @@ def test_real_reviews() -> None:
         every = [other.choice(vocabulary) if place % 5 == 0 else word for place, word in enumerate(written)]
         for copy in (" ".join(fifth), " ".join(every), text.upper().replace(".", " ... ")):
             assert judge.verdict(copy) == "leakage"
-    found = counted([judge.verdict(text) for text in rest], OF_TEXT)
+    found = count_verdicts([judge.verdict(text) for text in rest], OF_TEXT)
     assert found["leakage"] <= 0.005 * len(rest)  # some reviews were posted twice
     assert found["kept"] >= 0.98 * len(rest)
 

@@ -176,7 +176,7 @@ def test_what_cannot_be_masked_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "maskless").mkdir()
     save_tokenizer(tmp_path / "maskless", mask_token=None)
     BertForMaskedLM(architecture(BertConfig)).save_pretrained(str(tmp_path / "maskless"))
-    with pytest.raises(UserError, match="maskless has no token to mask with"):
+    with pytest.raises(UserError, match="maskless has no mask token"):
         prepared(tmp_path / "maskless")
     with pytest.raises(UserError, match="reads at most 32 tokens, not 33"):
         prepared(folder, max_length=33)

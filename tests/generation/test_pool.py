@@ -37,8 +37,8 @@ class Counting:
     def preparation_key(self) -> dict[str, Any]:
         return {"setting": self.setting}
 
-    def prepare(self, given: Preparation) -> None:
-        folder = given.folder
+    def prepare(self, preparation: Preparation) -> None:
+        folder = preparation.folder
         assert folder is not None
         self.prepared.append((folder / "learnt").exists())
         if not self.prepared[-1]:
@@ -110,7 +110,7 @@ def test_the_second_time_nothing_is_generated(store: Store) -> None:
 
 def test_what_is_told_of_a_pool(store: Store) -> None:
     found = made(store, generator := Counting())
-    assert found.made == 30 * len(generator.generated) >= sum(found.counts.values())
+    assert found.generated == 30 * len(generator.generated) >= sum(found.counts.values())
     pieces = sum(artifact.seconds for artifact in store.artifacts("samples"))
     assert found.seconds == pytest.approx(pieces, abs=1e-3)
     assert found.fingerprint == next(store.artifacts("pool")).path.name
@@ -119,7 +119,7 @@ def test_what_is_told_of_a_pool(store: Store) -> None:
 def test_all_there_is(store: Store) -> None:
     said: list[str] = []
     found = made(store, Counting(size=70), number=None, say=said.append)
-    assert found.texts == made(store, Counting(size=70)).texts and found.made == 70
+    assert found.texts == made(store, Counting(size=70)).texts and found.generated == 70
     assert not [line for line in said if "exhausted" in line]
 
 
@@ -142,8 +142,8 @@ class Dying(Counting):
 
     error: BaseException = KeyboardInterrupt()
 
-    def prepare(self, given: Preparation) -> None:
-        folder = given.folder
+    def prepare(self, preparation: Preparation) -> None:
+        folder = preparation.folder
         assert folder is not None
         self.prepared.append((folder / "half").exists())
         if not self.prepared[-1]:

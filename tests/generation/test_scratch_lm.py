@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from kdresearch.errors import UserError
 from kdresearch.generation.generator import Preparation
-from kdresearch.generation.scratch_lm import END, PLAIN, ScratchLm, Training, packed
+from kdresearch.generation.lm_training import END, PLAIN, Training, pack
+from kdresearch.generation.scratch_lm import ScratchLm
 
 NOUNS = ("cat", "dog", "film", "song", "tree", "house")
 SAID = (("bad", "dull", "poor"), ("good", "fine", "great"))
@@ -102,7 +103,7 @@ def test_no_text_of_a_block_looks_into_another() -> None:
 def test_texts_are_packed_whole_and_in_order(learned: tuple[ScratchLm, Path]) -> None:
     tokenizer = learned[0].tokenizer
     texts = ["the cat is bad", "a text that says <|end|> and <|plain|>\n", "é"]
-    blocks = packed(tokenizer, texts, [PLAIN, PLAIN + 1, PLAIN + 2], 16)
+    blocks = pack(tokenizer, texts, [PLAIN, PLAIN + 1, PLAIN + 2], 16)
     flat = blocks.flatten().tolist()
     assert blocks.shape[1] == 16 and flat.count(END) == 3
     ends = [place for place, token in enumerate(flat) if token == END]
@@ -129,8 +130,8 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
-from kdresearch.generation import scratch_lm
-step, record = scratch_lm.Training.training_step, scratch_lm._write
+from kdresearch.generation import lm_training, scratch_lm
+step, record = lm_training.Training.training_step, scratch_lm._write
 def dies(self, batch, number):
     if self.global_step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -139,7 +140,7 @@ def dies_too(file, text):
     if file.name == "lm.json":
         os.kill(os.getpid(), signal.SIGKILL)
     record(file, text)
-scratch_lm.Training.training_step, scratch_lm._write = dies, dies_too
+lm_training.Training.training_step, scratch_lm._write = dies, dies_too
 import importlib.util
 spec = importlib.util.spec_from_file_location("these_tests", sys.argv[3])
 tests = importlib.util.module_from_spec(spec)

@@ -120,9 +120,9 @@ def test_the_head_is_copied_where_it_is_asked_for_and_fits() -> None:
     assert not torch.equal(student(tokens()).logits, teacher(tokens()).logits)
     copy_layers(student, teacher, classifier=True)
     assert torch.equal(student(tokens()).logits, teacher(tokens()).logits)
-    with pytest.raises(UserError, match=r"pooling=mean into 2 classes, the teacher's first into 2"):
+    with pytest.raises(UserError, match=r"pooling=mean into 2 classes, the teacher's pooling=first into 2"):
         copy_layers(student, tiny(pooling="first"), classifier=True)
-    with pytest.raises(UserError, match=r"pooling=mean into 5 classes, the teacher's mean into 2"):
+    with pytest.raises(UserError, match=r"pooling=mean into 5 classes, the teacher's pooling=mean into 2"):
         copy_layers(tiny(classes=5), teacher, classifier=True)
     with pytest.raises(UserError, match="head of a HubClassifier"):
         copy_layers(student, hub_classifier(), classifier=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdresearch.errors import UserError
-from kdresearch.evaluation.statistics import holm, paired_permutation, two_way_bootstrap
+from kdresearch.evaluation.statistics import holm, two_way_bootstrap, two_way_test
 from kdresearch.reporting import table
 from kdresearch.reporting.comparison import Comparison, compare
 from kdresearch.reporting.records import find
@@ -72,7 +72,7 @@ def test_numbers_are_those_of_the_predictions(study: Path) -> None:
 def test_p_values_are_corrected_over_the_whole_table(study: Path) -> None:
     rows = by_name(tables(study)[0])
     raw = {
-        s: paired_permutation(correctness(study, s, "soft_label"), correctness(study, s, "supervised"))
+        s: two_way_test(correctness(study, s, "soft_label"), correctness(study, s, "supervised"))
         for s in ("textcnn", "bilstm")
     }
     for student, p in holm(raw).items():
@@ -80,7 +80,7 @@ def test_p_values_are_corrected_over_the_whole_table(study: Path) -> None:
     assert {row.p for row in rows.values() if row.kind != "distilled"} == {None}
 
 
-def test_other_metrics_are_averaged_over_seeds_without_an_interval(study: Path) -> None:
+def test_metrics_that_are_means_over_rows_have_intervals_as_well(study: Path) -> None:
     rows = by_name(tables(study, "nll")[0])
     row = rows["bilstm · soft_label"]
     recorded = []
@@ -90,11 +90,33 @@ def test_other_metrics_are_averaged_over_seeds_without_an_interval(study: Path) 
             recorded.append(json.loads((run / "metrics.json").read_text())["test/nll"])
     assert row.mean == pytest.approx(np.mean(recorded))
     assert row.mean == row.nll
-    assert row.difference is None
-    assert row.p is None
+    assert row.difference is not None and row.p is not None
+    assert row.difference.difference == pytest.approx(row.mean - rows["bilstm · alone"].mean)
+    losses, squares = row.item_scores("nll"), row.item_scores("brier")
+    assert losses is not None and losses.mean() == pytest.approx(row.mean)
+    (brier,) = [each for each in tables(study, "brier")[0].rows if each.method == row.method]
+    assert squares is not None and squares.mean() == pytest.approx(brier.mean)
+    assert by_name(tables(study, "ece")[0])["bilstm · soft_label"].difference is None
     # lower is better: the gap is closed from above
     control, teacher = rows["bilstm · alone"], rows["minilm · teacher"]
     assert row.gap == pytest.approx((control.mean - row.mean) / (control.mean - teacher.mean))
+
+
+def test_runs_that_failed_are_counted_beside_those_that_finished(study: Path, record: Make) -> None:
+    distilled = {"student": "bilstm", "strategy": "soft_label", "teacher": "minilm"}
+    record(**distilled, seed=4, status="diverged")
+    record(**distilled, seed=5, status="interrupted")
+    record(**distilled, seed=3, status="failed")  # seed 3 finished elsewhere
+    record(**distilled, seed=6, status="failed", fingerprint="other")
+    record(student="textcnn", strategy="attention", teacher="minilm", status="diverged")
+    runs = find([study])
+    (comparison,) = compare(runs.finished, unfinished=runs.unfinished)
+    headings, lines = table.cells(comparison)
+    seeds = {line[0]: line[headings.index("seeds")] for line in lines}
+    assert seeds["bilstm · soft_label"] == "3 of 5, 1 diverged, 1 unfinished"
+    assert seeds["bilstm · alone"] == "3"
+    assert any("textcnn attention" in note and "no run finished, 1 diverged" in note for note in comparison.footnotes)
+    assert '"3 of' not in table.comma_separated([comparison]) and "1 diverged" in table.comma_separated([comparison])
 
 
 def test_differences_to_another_strategy(study: Path, record: Make) -> None:
@@ -108,9 +130,9 @@ def test_differences_to_another_strategy(study: Path, record: Make) -> None:
     assert rows["bilstm · alone"].difference == two_way_bootstrap(alone, soft)
     assert rows["bilstm · alone"].change == pytest.approx(-before["bilstm · soft_label"].change)
     raw = {
-        "bilstm · attention": paired_permutation(attention, soft),
-        "bilstm · alone": paired_permutation(alone, soft),
-        "textcnn · alone": paired_permutation(*other),
+        "bilstm · attention": two_way_test(attention, soft),
+        "bilstm · alone": two_way_test(alone, soft),
+        "textcnn · alone": two_way_test(*other),
     }
     assert {name: row.p for name, row in rows.items() if row.p is not None} == holm(raw)
     for name in ("bilstm · soft_label", "textcnn · soft_label", "ngram · floor"):
@@ -173,7 +195,7 @@ def test_a_name_says_what_differs_and_nothing_else(record: Make, tmp_path: Path)
         "bilstm · soft_label · from ngram",
         "bilstm · soft_label + unlabelled · from minilm",
     ]
-    assert any("held against minilm" in note for note in comparison.footnotes)
+    assert any("students without a teacher is with minilm" in note for note in comparison.footnotes)
 
 
 def test_a_path_is_named_by_its_end_where_that_tells_it_apart(record: Make, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cells and controls by settings: who is averaged with whom, and who is held against whom."""
+"""Cells and controls by settings: which runs are averaged, and which rows are compared."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from kdresearch.bench.components import Component
 from kdresearch.models.ngram import NgramLinear
 from kdresearch.package import Package
 from kdresearch.strategies.distiller import Distiller
@@ -49,5 +51,18 @@ def distiller() -> Callable[..., Distiller]:
         )
         module.log_dict = module.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
         return module
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Any]:
+    """``build(node, name, **arguments)``: what the command makes of a node of the configuration."""
+
+    def make(node: Any, name: str, **arguments: Any) -> Any:
+        component = Component.of(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+        if name in ("optimizer", "scheduler"):
+            return component.partial(name)
+        return component.build(name, **arguments)
 
     return make

@@ -226,7 +226,7 @@ def test_batches_of_any_form() -> None:
 
 def test_what_needs_row_numbers_says_so(images: TensorDataset, tmp_path: Path) -> None:
     module = ContrastiveDistiller(wrapped(net(1, 4)), classes=10, teacher=wrapped(net(2, 8)), queue=64)
-    with pytest.raises(UserError, match=r"a queue of vectors knows rows by their number.*\(inputs, labels, index\)"):
+    with pytest.raises(UserError, match=r"a queue of vectors identifies rows by.*\(inputs, labels, index\)"):
         fit(module, loader(images), tmp_path, 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
@@ -31,16 +30,6 @@ from kdresearch.strategies.combined import CombinedDistiller
 from kdresearch.structures import Batch, Outputs, Tokens
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher
 from kdresearch.teachers.live import LiveTeacher
-
-
-def build(node: Any, name: str, **arguments: Any) -> Any:
-    """What the command makes of a node of the configuration."""
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    component = Component.of(plain)
-    if "optimizer" in name or "scheduler" in name:
-        return component.partial(name)
-    return component.build(name, **arguments)
-
 
 CLASSES = ("a", "b", "c")
 FIELDS = frozenset({"logits", "pooled", "hidden", "qkv"})
@@ -69,12 +58,18 @@ def batch() -> Batch:
     return Batch(torch.arange(4), torch.tensor([0, 2, 1, -1]), read, read)
 
 
-def composed(*overrides: str, **given: Any) -> Any:
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", ["teacher=none", *overrides])
-    settings = {"student": transformer(1), "teacher": live(transformer(2, width=24, layers=4)), "classes": CLASSES}
-    torch.manual_seed(0)
-    return build(cfg.strategy, "strategy", **settings | given)
+@pytest.fixture
+def composed(build: Callable[..., Any]) -> Callable[..., Any]:
+    """``composed(*overrides, **arguments)``: the strategy of a configuration."""
+
+    def compose_and_build(*overrides: str, **arguments: Any) -> Any:
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            cfg = compose("train", ["teacher=none", *overrides])
+        settings = {"student": transformer(1), "teacher": live(transformer(2, width=24, layers=4)), "classes": CLASSES}
+        torch.manual_seed(0)
+        return build(cfg.strategy, "strategy", **settings | arguments)
+
+    return compose_and_build
 
 
 def both(module: Any) -> tuple[Outputs, Outputs]:
@@ -98,7 +93,7 @@ def scores(x: Tensor, y: Tensor, heads: int) -> Tensor:
     return x @ y.mT / math.sqrt(x.shape[3])
 
 
-def test_tinybert_is_layers_and_attention_scores_and_then_soft_labels() -> None:
+def test_tinybert_is_layers_and_attention_scores_and_then_soft_labels(composed: Callable[..., Any]) -> None:
     """Eq. 7-10 of Jiao et al. 2020 as in their code: one projection, plain means over positions, sums over layers."""
     module = composed("strategy=tinybert")
     assert {name: type(term) for name, term in module.objectives.items()} == {
@@ -127,7 +122,7 @@ def test_tinybert_is_layers_and_attention_scores_and_then_soft_labels() -> None:
     assert total(module) == pytest.approx(float(soft(student, teacher, 1.0).detach()), rel=1e-4)
 
 
-def test_distilbert_is_soft_labels_and_the_direction_of_the_last_states() -> None:
+def test_distilbert_is_soft_labels_and_the_direction_of_the_last_states(composed: Callable[..., Any]) -> None:
     """5·KL at τ = 2 and 1·cosine of Sanh et al. 2019; the 2 of masked words is nobody's."""
     module = composed("strategy=distilbert")
     assert {name: type(term) for name, term in module.objectives.items()} == {
@@ -142,7 +137,7 @@ def test_distilbert_is_soft_labels_and_the_direction_of_the_last_states() -> Non
     assert total(module) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def test_minilm_is_relations_of_queries_keys_and_values() -> None:
+def test_minilm_is_relations_of_queries_keys_and_values(composed: Callable[..., Any]) -> None:
     """Eq. 5-7 of Wang et al. 2021 at four relation heads, each relation alike."""
     module = composed("strategy=minilm")
     assert {name: type(term) for name, term in module.objectives.items()} == {
@@ -161,7 +156,7 @@ def test_minilm_is_relations_of_queries_keys_and_values() -> None:
     assert total(module) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def test_overrides_alone_combine() -> None:
+def test_overrides_alone_combine(composed: Callable[..., Any]) -> None:
     module = composed(
         "strategy=combined",
         "+strategy.objectives.states={_target_: kdresearch.objectives.hidden.Feature, level: sentence, loss: cosine}",
@@ -185,7 +180,7 @@ def test_overrides_alone_combine() -> None:
     assert total(module) == pytest.approx(0.5 * terms["soft_label"] + 0.25 * terms["states"] + 3 * terms["pkt"])
 
 
-def test_a_recipe_is_changed_by_overrides() -> None:
+def test_a_recipe_is_changed_by_overrides(composed: Callable[..., Any]) -> None:
     module = composed(
         "strategy=tinybert",
         "strategy.objectives.hidden.layers=[[1,1],[2,3]]",
@@ -207,7 +202,7 @@ def test_a_recipe_is_changed_by_overrides() -> None:
         (["weights.x=1"], r"CombinedDistiller has no objective 'x'; one of: label, soft_label"),
     ],
 )
-def test_what_is_no_objective_is_refused(overrides: list[str], message: str) -> None:
+def test_what_is_no_objective_is_refused(overrides: list[str], message: str, composed: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=message):
         composed("strategy=combined", *(f"+strategy.{each}" for each in overrides))
 
@@ -304,7 +299,7 @@ def test_a_member_needs_a_teacher() -> None:
         members(objectives={"x": Feature(member=0)}, weights={"x": 1.0}, teacher=None)
 
 
-def test_a_bilstm_learns_layers_of_one_member_by_override() -> None:
+def test_a_bilstm_learns_layers_of_one_member_by_override(composed: Callable[..., Any]) -> None:
     teacher = EnsembleTeacher([live(textcnn(2)), live(transformer(3, width=24, layers=3))])
     torch.manual_seed(1)
     module = composed(

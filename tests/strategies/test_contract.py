@@ -14,12 +14,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from kdresearch.artifacts import Store
-from kdresearch.bench.components import Component
 from kdresearch.bench.resume import RandomState
 from kdresearch.conf_path import config_dir
 from kdresearch.data.datamodule import TextDataModule
@@ -38,16 +37,7 @@ from kdresearch.structures import LOGITS, Reading, Teacher
 from kdresearch.teachers.live import LiveTeacher
 from kdresearch.teachers.recorded import RecordedTeacher, record
 
-
-def build(node: Any, name: str, **arguments: Any) -> Any:
-    """What the command makes of a node of the configuration."""
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    component = Component.of(plain)
-    if "optimizer" in name or "scheduler" in name:
-        return component.partial(name)
-    return component.build(name, **arguments)
-
-
+Build = Callable[..., Any]
 OPTIONS = sorted(path.stem for path in Path(config_dir(), "strategy").glob("*.yaml"))
 STUDENTS = ("transformer", "bilstm", "textcnn", "ngram_bag", "ngram")
 TEACHERS = ("transformer", "wordpiece", "bilstm", "textcnn", "ngram", "recorded")
@@ -169,7 +159,7 @@ def configs() -> dict[str, DictConfig]:
 
 
 def built(
-    cfg: DictConfig, data: TextDataModule, student: str, teacher: Teacher, reading: Reading, seed: int = 1
+    build: Build, cfg: DictConfig, data: TextDataModule, student: str, teacher: Teacher, reading: Reading, seed: int = 1
 ) -> Distiller:
     module: Distiller = build(
         cfg.strategy,
@@ -196,18 +186,18 @@ def trainer(folder: Path, steps: int, **more: Any) -> pl.Trainer:
 
 @pytest.mark.parametrize(("option", "student", "teacher"), CASES)
 def test_every_pair_trains_or_is_refused(
-    option: str, student: str, teacher: str, bench: Bench, configs: dict[str, DictConfig], tmp_path: Path
+    option: str, student: str, teacher: str, bench: Bench, configs: dict[str, DictConfig], build: Build, tmp_path: Path
 ) -> None:
     data, answers, reading = bench.pair(student, teacher, transfer(option))
     pl.seed_everything(1, verbose=False)
     if not compatible(option, student, teacher):
         with pytest.raises(UserError) as refused:
-            built(configs[option], data, student, answers, reading)
+            built(build, configs[option], data, student, answers, reading)
         names = (model(student, data.tokenizer, 8, 1).signature.name, answers.signature.name)
         assert all(name in str(refused.value) for name in ("objective", *names))
         return
     frozen = getattr(answers, "model", None)
-    module = built(configs[option], data, student, answers, reading)
+    module = built(build, configs[option], data, student, answers, reading)
     assert option in INSIDE or module.student_needs | module.teacher_needs <= LOGITS
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     kept = {name: value.clone() for name, value in frozen.state_dict().items()} if frozen is not None else {}
@@ -228,13 +218,13 @@ def test_every_pair_trains_or_is_refused(
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_restored_run_goes_on_exactly(
-    option: str, bench: Bench, configs: dict[str, DictConfig], tmp_path: Path
+    option: str, bench: Bench, configs: dict[str, DictConfig], build: Build, tmp_path: Path
 ) -> None:
     ends = {}
     for kind in ("whole", "stopped"):
         data, answers, reading = bench.pair("transformer", "transformer", transfer(option))
         pl.seed_everything(3, verbose=False)
-        module = built(configs[option], data, "transformer", answers, reading, seed=1)
+        module = built(build, configs[option], data, "transformer", answers, reading, seed=1)
         last = ModelCheckpoint(tmp_path / kind, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         fitting = trainer(
             tmp_path, 4 if kind == "whole" else 2, callbacks=[last, RandomState()], enable_checkpointing=True
@@ -243,7 +233,7 @@ def test_a_restored_run_goes_on_exactly(
         if kind == "stopped":
             data, answers, reading = bench.pair("transformer", "transformer", transfer(option))
             pl.seed_everything(99, verbose=False)  # whatever is not restored would differ
-            module = built(configs[option], data, "transformer", answers, reading, seed=2)
+            module = built(build, configs[option], data, "transformer", answers, reading, seed=2)
             # A schedule knows where it ends: the continued run ends where the whole one does.
             trainer(tmp_path, 4, callbacks=[RandomState()]).fit(
                 module, datamodule=data, ckpt_path=tmp_path / "whole" / "step=2.ckpt"
@@ -269,7 +259,7 @@ def test_names_are_one_word_everywhere(option: str) -> None:
     for name in set(node) & set(defaults) - {"weights"}:
         assert defaults[name] in (node[name], None, inspect.Parameter.empty), name
     if "weights" in node and kind not in (CombinedDistiller, StagedDistiller):
-        assert node["weights"] == defaults["weights"] and set(kind.kinds) == set(node["weights"])
+        assert node["weights"] == defaults["weights"] and set(kind.composition) == set(node["weights"])
 
 
 def test_the_two_readings_are_as_the_table_thinks(bench: Bench) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
 from kdresearch import losses
-from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.ngram import NgramBag
@@ -21,16 +20,6 @@ from kdresearch.strategies.decoupled import DecoupledDistiller
 from kdresearch.strategies.standardised import StandardisedDistiller
 from kdresearch.strategies.weighted_soft_label import WeightedSoftLabelDistiller
 from kdresearch.structures import LOGITS, Batch, Outputs, Signature, Tokens
-
-
-def build(node: Any, name: str, **arguments: Any) -> Any:
-    """What the command makes of a node of the configuration."""
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    component = Component.of(plain)
-    if "optimizer" in name or "scheduler" in name:
-        return component.partial(name)
-    return component.build(name, **arguments)
-
 
 LABEL = torch.tensor([0, 3, -1, 2, 1, -1])
 
@@ -79,7 +68,7 @@ def test_the_loss_is_the_weighted_sum(strategy: Any, name: str, settings: dict[s
     assert total.item() == pytest.approx(0.7 * label.item() + 1.3 * own.item(), abs=1e-5)
 
 
-def test_decoupled_is_warmed_up_beside_whole_labels() -> None:
+def test_decoupled_is_warmed_up_beside_whole_labels(build: Callable[..., Any]) -> None:
     """1·CE + warm-up · DKD over a twelfth, as Zhao et al. 2022."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         node = compose("train", ["strategy=decoupled", "teacher=none"]).strategy

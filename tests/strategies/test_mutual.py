@@ -13,11 +13,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from kdresearch.bench.components import Component
 from kdresearch.conf_path import config_dir
 from kdresearch.errors import UserError
 from kdresearch.models.bilstm import BiLSTM
@@ -27,16 +25,6 @@ from kdresearch.models.transformer import Transformer
 from kdresearch.strategies.mutual import MutualDistiller
 from kdresearch.strategies.schedules import linear
 from kdresearch.structures import LOGITS, Batch, Tokens
-
-
-def build(node: Any, name: str, **arguments: Any) -> Any:
-    """What the command makes of a node of the configuration."""
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    component = Component.of(plain)
-    if "optimizer" in name or "scheduler" in name:
-        return component.partial(name)
-    return component.build(name, **arguments)
-
 
 CLASSES = ("a", "b", "c")
 WEIGHTS = {"label": 0.4, "mutual": 1.5}
@@ -237,7 +225,7 @@ def test_every_model_says_how_large_its_vocabulary_is(model: Any) -> None:
     assert model.signature.vocabulary == max(table.num_embeddings for table in tables if table.padding_idx == 0) == 30
 
 
-def test_the_default_peer_is_of_the_students_kind_and_no_teacher_is_asked_for() -> None:
+def test_the_default_peer_is_of_the_students_kind_and_no_teacher_is_asked_for(build: Callable[..., Any]) -> None:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", ["strategy=mutual", "student=textcnn", "student.model.channels=5"])
         supervised = compose("train", ["strategy=supervised"])

@@ -79,11 +79,11 @@ class NgramTokenizer(WithoutVectors):
 
     def fit(self, texts: Iterable[list[str]]) -> None:
         """Learn the vocabulary; ``lengths`` then says how many words an exact feature has, 0 if it has characters."""
-        held: list[list[str]] = []
+        chunks: list[list[str]] = []
 
         def remember() -> Iterator[list[str]]:
             for chunk in texts:
-                held.append(chunk)
+                chunks.append(chunk)
                 yield chunk
 
         train_words(self.words, remember(), 1 << 31, 1)
@@ -91,18 +91,18 @@ class NgramTokenizer(WithoutVectors):
             return
         keys, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
         fresh: list[np.ndarray] = []
-        for chunk in held:
+        for chunk in chunks:
             fresh.append(self._names(chunk)[0])
             if sum(map(len, fresh)) > self._MERGE:
                 keys, counts = _merge_counts(keys, counts, fresh)
                 fresh = []
         keys, counts = _merge_counts(keys, counts, fresh)
-        kept = counts >= self.settings["min_count"]
-        keys, counts = keys[kept], counts[kept]
+        frequent = counts >= self.settings["min_count"]
+        keys, counts = keys[frequent], counts[frequent]
         most = np.lexsort((keys, -counts))[: self.buckets]
         self.keys = np.sort(keys[most])
         self.lengths = np.zeros(self.size, np.int8)
-        for chunk in held:
+        for chunk in chunks:
             for order, (names, _) in enumerate(self._ngrams(*self._read(chunk)), 1):
                 self.lengths[self._features(names)] = order
         self.lengths[0] = 0
@@ -122,16 +122,16 @@ class NgramTokenizer(WithoutVectors):
             ids of ``words`` [size, orders] int32, 0 from where an n-gram ends; all 0 where no text holds the feature.
             Of n-grams that share a bucket, the first chunk's shortest.
         """
-        found = np.zeros((self.size, self.orders), np.int32)
+        members = np.zeros((self.size, self.orders), np.int32)
         for chunk in texts:
             ids, lengths = self._read(chunk)
             for order, (names, starts) in enumerate(self._ngrams(ids, lengths), 1):
                 feature, first = np.unique(self._features(names), return_index=True)
-                new = found[feature, 0] == 0
+                new = members[feature, 0] == 0
                 new[feature == 0] = False
                 feature, first = feature[new], starts[first[new]]
-                found[feature, :order] = ids[first[:, None] + np.arange(order)]
-        return found
+                members[feature, :order] = ids[first[:, None] + np.arange(order)]
+        return members
 
     def _read(self, texts: list[str]) -> Encoded:
         """The ids of the words of each text, flat, and how many."""
@@ -143,26 +143,26 @@ class NgramTokenizer(WithoutVectors):
         if self.hashed:
             return (names % np.uint64(self.buckets)).astype(np.int64) + 1
         place = np.searchsorted(self.keys, names)
-        known = place < len(self.keys)
-        known[known] = self.keys[place[known]] == names[known]
-        return np.where(known, place + 1, 0)
+        matches = place < len(self.keys)
+        matches[matches] = self.keys[place[matches]] == names[matches]
+        return np.where(matches, place + 1, 0)
 
     def _ngrams(self, ids: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """From order 1 on: the 64-bit names of the n-grams of known words, and where in ``ids`` each starts."""
-        yield from _runs(ids.astype(np.uint64), ids != UNKNOWN, _left(lengths), self.orders, np.uint64(0))
+        yield from _runs(ids.astype(np.uint64), ids != UNKNOWN, _count_remaining(lengths), self.orders, np.uint64(0))
 
     def _character_ngrams(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The names of the n-grams of characters, and the row of each."""
         assert self.characters is not None
         shortest, longest = self.characters
         symbols, lengths, row = self._read_characters(texts)
-        left, begins = _left(lengths), np.zeros(len(symbols), bool)
+        remaining, begins = _count_remaining(lengths), np.zeros(len(symbols), bool)
         begins[np.cumsum(lengths) - lengths] = True
-        runs = _runs(symbols, np.ones(len(symbols), bool), left, longest, _CHARACTERS)
+        runs = _runs(symbols, np.ones(len(symbols), bool), remaining, longest, _CHARACTERS)
         for order, (names, starts) in enumerate(runs, 1):
             if order < shortest:
-                whole = begins[starts] & (left[starts] == order)
-                names, starts = names[whole], starts[whole]
+                complete = begins[starts] & (remaining[starts] == order)
+                names, starts = names[complete], starts[complete]
             yield names, row[starts]
 
     def _read_characters(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,8 +170,8 @@ class NgramTokenizer(WithoutVectors):
         words = [self.words.normalizer.normalize_str(text).split() for text in texts]
         counts = np.fromiter(map(len, words), np.int64, len(words))
         every = [f" {word} " for row in words for word in row]
-        kept, counts = cut(np.arange(len(every)), counts, self.max_length, self.truncation)
-        every = [every[place] for place in kept]
+        places, counts = cut(np.arange(len(every)), counts, self.max_length, self.truncation)
+        every = [every[place] for place in places]
         lengths = np.fromiter(map(len, every), np.int64, len(every))
         symbols = np.frombuffer("".join(every).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
         return symbols, lengths, np.repeat(np.repeat(np.arange(len(texts)), counts), lengths)
@@ -199,35 +199,35 @@ class NgramTokenizer(WithoutVectors):
     def load(self, folder: Path) -> None:
         self.words = load_words(folder)
         self.keys = np.load(folder / "ngrams.npy")
-        known = folder / "lengths.npy"
-        self.lengths = np.load(known) if known.exists() else None
+        lengths_file = folder / "lengths.npy"
+        self.lengths = np.load(lengths_file) if lengths_file.exists() else None
 
 
 def _check_characters(characters: Sequence[int]) -> None:
     lengths = list(characters) if isinstance(characters, Sequence) and not isinstance(characters, str) else []
-    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in lengths)
-    if len(lengths) != 2 or not whole or not 1 <= lengths[0] <= lengths[1]:
+    integers = all(isinstance(length, int) and not isinstance(length, bool) for length in lengths)
+    if len(lengths) != 2 or not integers or not 1 <= lengths[0] <= lengths[1]:
         raise UserError(
             f"characters: the shortest and the longest n-gram, e.g. [3, 5], or null for none, not {characters!r}"
         )
 
 
-def _left(lengths: np.ndarray) -> np.ndarray:
+def _count_remaining(lengths: np.ndarray) -> np.ndarray:
     """How many symbols there are from each one to its sequence's end, itself included."""
     return np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
 
 
 def _runs(
-    symbols: np.ndarray, known: np.ndarray, left: np.ndarray, longest: int, seed: np.uint64
+    symbols: np.ndarray, in_vocabulary: np.ndarray, remaining: np.ndarray, longest: int, seed: np.uint64
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """From order 1 on: the 64-bit names of the runs of known symbols within a sequence, and where each starts."""
-    name, whole = np.full(len(symbols), seed), np.ones(len(symbols), bool)
+    name, complete = np.full(len(symbols), seed), np.ones(len(symbols), bool)
     for order in range(1, longest + 1):
         # Of the run that starts at each position: its name, and whether all its symbols are known.
-        name, whole = _mix(name[: len(symbols)] + symbols), whole[: len(symbols)] & known
-        starts = np.flatnonzero(whole & (left[: len(symbols)] >= order))
+        name, complete = _mix(name[: len(symbols)] + symbols), complete[: len(symbols)] & in_vocabulary
+        starts = np.flatnonzero(complete & (remaining[: len(symbols)] >= order))
         yield name[starts], starts
-        symbols, known = symbols[1:], known[1:]
+        symbols, in_vocabulary = symbols[1:], in_vocabulary[1:]
         if not len(symbols):
             break
 

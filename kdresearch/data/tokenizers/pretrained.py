@@ -67,12 +67,12 @@ class PretrainedTokenizer(WithoutVectors):
         """Rows of flat ids cut to the room that is left, each between what comes before and after."""
         around = len(prefix) + len(suffix)
         ids, lengths = cut(ids, lengths, None if self.max_length is None else self.max_length - around, self.truncation)
-        ends = np.cumsum(lengths)
+        row_ends = np.cumsum(lengths)
         # Row after row, prefix before suffix: what shares a place is inserted in this order.
-        sides = np.stack([ends - lengths, ends], axis=1)
+        sides = np.stack([row_ends - lengths, row_ends], axis=1)
         places = np.repeat(sides.ravel(), np.tile([len(prefix), len(suffix)], len(lengths)))
-        whole: np.ndarray = np.insert(ids, places, np.tile(np.concatenate([prefix, suffix]), len(lengths)))
-        return whole, lengths + around
+        framed: np.ndarray = np.insert(ids, places, np.tile(np.concatenate([prefix, suffix]), len(lengths)))
+        return framed, lengths + around
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
@@ -86,9 +86,9 @@ class PretrainedTokenizer(WithoutVectors):
             self.backend.no_padding()
             self.backend.no_truncation()
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer("a")["input_ids"]
-        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-        self.prefix = np.array(whole[:start], np.int32)
-        self.suffix = np.array(whole[start + len(bare) :], np.int32)
+        framed = self.tokenizer("a")["input_ids"]
+        start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+        self.prefix = np.array(framed[:start], np.int32)
+        self.suffix = np.array(framed[start + len(bare) :], np.int32)
         if self.max_length is not None and self.max_length <= len(self.prefix) + len(self.suffix):
             raise UserError(f"max_length {self.max_length} leaves no room beside the special tokens of {self.path}")

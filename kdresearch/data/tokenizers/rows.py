@@ -41,8 +41,8 @@ def cut(ids: np.ndarray, lengths: np.ndarray, max_length: int | None, truncation
     if max_length is None or not len(lengths) or lengths.max() <= max_length:
         return ids, lengths
     head = {"head": max_length, "tail": 0, "head_tail": (max_length + 1) // 2}[truncation]
-    ends = np.cumsum(lengths)
-    place = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)  # position within the row
+    row_ends = np.cumsum(lengths)
+    place = np.arange(len(ids)) - np.repeat(row_ends - lengths, lengths)  # position within the row
     from_end = np.repeat(lengths, lengths) - place
     long = np.repeat(lengths > max_length, lengths)
     keep = ~long | (place < head) | (from_end <= max_length - head)

@@ -12,7 +12,7 @@ from kdresearch.data.tokenizers.word import FittedTokenizer, assemble
 from kdresearch.errors import UserError, choices
 
 MODELS = ("bpe", "unigram")
-_PARTS = ["<pad>", "<unk>"]
+_SPECIALS = ["<pad>", "<unk>"]
 
 
 class SubwordTokenizer(FittedTokenizer):
@@ -75,13 +75,15 @@ class SubwordTokenizer(FittedTokenizer):
                 characters[character] += count
         frequent = sorted(characters, key=lambda character: (-characters[character], character))
         room, least = self.settings["size"] // 2 - 1, self.settings["min_count"]
-        rare = {ord(each): " " for place, each in enumerate(frequent) if place >= room or characters[each] < least}
-        found: Counter[str] = Counter()
+        rare = {
+            ord(letter): " " for place, letter in enumerate(frequent) if place >= room or characters[letter] < least
+        }
+        occurrences: Counter[str] = Counter()
         for word, count in sorted(words.items()):
             for part in word.translate(rare).split(" "):
                 if part:
-                    found[part] += count
-        return found
+                    occurrences[part] += count
+        return occurrences
 
     def _fit_bpe(self, counts: Counter[str]) -> None:
         from tokenizers import normalizers, pre_tokenizers, trainers
@@ -89,7 +91,7 @@ class SubwordTokenizer(FittedTokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=self.settings["size"],
             min_frequency=self.settings["min_count"],
-            special_tokens=_PARTS,
+            special_tokens=_SPECIALS,
             show_progress=False,
         )
         reading = self.words.normalizer, self.words.pre_tokenizer
@@ -102,8 +104,8 @@ class SubwordTokenizer(FittedTokenizer):
     def _fit_unigram(self, counts: Counter[str]) -> None:
         from tokenizers import models
 
-        pieces = train_unigram(counts, self.settings["size"] - len(_PARTS))
-        vocabulary = [*((part, 0.0) for part in _PARTS), *pieces]
+        pieces = train_unigram(counts, self.settings["size"] - len(_SPECIALS))
+        vocabulary = [*((part, 0.0) for part in _SPECIALS), *pieces]
         self.words = assemble(models.Unigram(vocabulary, unk_id=1), self.settings["lowercase"], _by_runs())
 
 

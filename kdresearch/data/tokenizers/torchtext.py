@@ -69,8 +69,8 @@ class TorchtextTokenizer:
     def fit(self, texts: Iterable[list[str]]) -> None:
         rows = (self.field.preprocess(text) for chunk in texts for text in chunk)
         self.field.build_vocab(rows, max_size=self.settings["size"] - 2, min_freq=self.settings["min_count"])
-        known = [word for word in self.field.vocab.itos if word not in ("<pad>", "<unk>")]
-        self.words = ["<pad>", "<unk>", *known]
+        words = [word for word in self.field.vocab.itos if word not in ("<pad>", "<unk>")]
+        self.words = ["<pad>", "<unk>", *words]
 
     def encode(self, texts: list[str]) -> Encoded:
         # From 2: a text that says "<pad>" holds no padding.
@@ -98,8 +98,8 @@ class TorchtextTokenizer:
             ) from error
         finally:
             ssl._create_default_https_context = verified  # torchtext turns certificates off for the whole process
-        known = torch.tensor([word in table.stoi for word in self.words])
-        return table.get_vecs_by_tokens(self.words), known
+        has_vector = torch.tensor([word in table.stoi for word in self.words])
+        return table.get_vecs_by_tokens(self.words), has_vector
 
     def save(self, folder: Path) -> None:
         (folder / "words.json").write_text(json.dumps(self.words, ensure_ascii=False), encoding="utf-8")

@@ -74,21 +74,21 @@ def _seeds(words: list[str], times: Mapping[str, int], size: int) -> tuple[list[
         word: range(len(word)) for word in words
     }  # where a substring starts that others have, too
     for width in range(2, LONGEST + 1):
-        found: Counter[str] = Counter()
+        occurrences: Counter[str] = Counter()
         starts: dict[str, list[int]] = {}
         for word, places in alive.items():
             here = [place for place in places if place + width <= len(word)]
             here = [place for place in here if shorter.get(word[place + 1 : place + width], 0) >= 2]
             for place in here:
-                found[word[place : place + width]] += times[word]
+                occurrences[word[place : place + width]] += times[word]
             if here:
                 starts[word] = here
-        shorter = {piece: count for piece, count in found.items() if count >= 2}
+        shorter = {piece: count for piece, count in occurrences.items() if count >= 2}
         longer |= shorter
         alive = {
-            word: kept
+            word: repeated
             for word, places in starts.items()
-            if (kept := [place for place in places if word[place : place + width] in shorter])
+            if (repeated := [place for place in places if word[place : place + width] in shorter])
         }
     most = sorted(longer, key=lambda piece: (-longer[piece] * len(piece), piece))[: _SEEDS * size]
     pieces = [*sorted(single), *most]
@@ -106,7 +106,7 @@ class Lattice:
     def of(cls, words: list[str], pieces: list[str]) -> Lattice:
         number = {piece: place for place, piece in enumerate(pieces)}
         beginnings = {piece[:width] for piece in pieces for width in range(1, len(piece) + 1)}
-        found: defaultdict[tuple[int, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        cells: defaultdict[tuple[int, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for row, word in enumerate(words):
             for start in range(len(word)):
                 for end in range(start + 1, len(word) + 1):
@@ -114,10 +114,10 @@ class Lattice:
                     if piece not in beginnings:
                         break
                     if piece in number:
-                        rows, ids = found[start, end - start]
+                        rows, ids = cells[start, end - start]
                         rows.append(row)
                         ids.append(number[piece])
-        edges = [(*place, np.array(rows), np.array(ids)) for place, (rows, ids) in sorted(found.items())]
+        edges = [(*place, np.array(rows), np.array(ids)) for place, (rows, ids) in sorted(cells.items())]
         return cls(np.array([len(word) for word in words]), edges)
 
     def narrowed(self, pieces: np.ndarray, words: np.ndarray) -> Lattice:
@@ -138,13 +138,13 @@ class Lattice:
         for start, width, rows, ids in self.edges:
             step = forward[start, rows] + scores[ids]
             forward[start + width, rows] = np.logaddexp(forward[start + width, rows], step)
-        whole, found = forward[self.lengths, every], np.zeros(len(scores))
+        totals, expected = forward[self.lengths, every], np.zeros(len(scores))
         for start, width, rows, ids in reversed(self.edges):
             step = backward[start + width, rows] + scores[ids]
             backward[start, rows] = np.logaddexp(backward[start, rows], step)
-            share = np.exp(forward[start, rows] + step - whole[rows]) * times[rows]
-            found += np.bincount(ids, share, len(scores))
-        return found
+            share = np.exp(forward[start, rows] + step - totals[rows]) * times[rows]
+            expected += np.bincount(ids, share, len(scores))
+        return expected
 
     def best_parts(self, scores: np.ndarray) -> np.ndarray:
         """The best score of each word [N] cut into at least two pieces (Viterbi); -inf where it cannot be."""
@@ -152,8 +152,8 @@ class Lattice:
         best = np.full((int(self.lengths.max()) + 1, len(every)), -np.inf)
         best[0] = 0
         for start, width, rows, ids in self.edges:
-            parts = self.lengths[rows] > width
-            rows, step = rows[parts], best[start, rows[parts]] + scores[ids[parts]]
+            longer = self.lengths[rows] > width
+            rows, step = rows[longer], best[start, rows[longer]] + scores[ids[longer]]
             best[start + width, rows] = np.maximum(best[start + width, rows], step)
-        found: np.ndarray = best[self.lengths, every]
-        return found
+        best_scores: np.ndarray = best[self.lengths, every]
+        return best_scores
