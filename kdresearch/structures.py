@@ -80,7 +80,7 @@ LOGITS = frozenset({"logits"})
 class Extract(NamedTuple):
     """As much of one field of a teacher's ``Outputs`` as is read: without the rest the same is computed."""
 
-    places: frozenset[int] | None = None  # of the field's tensors, counted through: hidden[i] i, qkv[i][j] 3i + j; None all
+    places: frozenset[int] | None = None  # of the field's tensors (hidden[i] is i, qkv[i][j] is 3i + j); None: all
     first: bool = False  # the first token's states, or what the first token attends to, alone
     average: bool = False  # of attention: the mean over heads alone
     words: bool = False  # tokens by the words that they belong to, where both sides read other tokens

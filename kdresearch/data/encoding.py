@@ -134,7 +134,7 @@ class WordRows(EncodedRows):
 
     def _words(self, index: np.ndarray) -> list[np.ndarray]:
         words = [np.empty(0, np.int32)] * len(index)
-        for part, here, places in self._found(index):
+        for part, here, places in self._locate(index):
             assert part.words is not None
             for number, place in zip(here, places, strict=True):
                 row = np.unique(part.words[part.offsets[place] : part.offsets[place + 1]])

@@ -206,7 +206,7 @@ def _maps_to(module: nn.Module, width: int) -> bool:
 
 
 def _choose_attention(model: Any, maps: bool) -> None:
-    """Eager attention while maps are wanted, which other implementations do not give, and then what was there before."""
+    """Eager attention while maps are wanted, which no other implementation gives; then what was there before."""
     current = model.config._attn_implementation
     if maps and current != "eager":
         model.attention_without_maps = current

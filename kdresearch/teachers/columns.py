@@ -1,4 +1,4 @@
-"""A tensor of a teacher's for the rows of a piece: row after row in one file, each as long as it has tokens or words."""
+"""A teacher's tensor for the rows of a piece: row after row in one file, as long as each has tokens or words."""
 
 from __future__ import annotations
 

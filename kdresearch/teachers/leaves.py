@@ -1,4 +1,4 @@
-"""The tensors that are stored of a teacher: which of its outputs, how much of them, by what numbers, and their sizes."""
+"""The tensors that are stored of a teacher: which of its outputs, how much of them, and by what numbers."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def record(
         The folders of all pieces of this teacher.
     """
     key = {"format": FORMAT, "teacher": fingerprint, "precision": precision}
-    leaves = () if inside is None else tuple(inside.leaves)
+    leaves = [] if inside is None else list(inside.leaves)
     if _missing(pieces := _pieces(store, key), leaves, corpus, index)[0].any():
         with store.locked(store.root / "knowledge" / digest(key), "recording this teacher", say):
             absent, leaves = _missing(_pieces(store, key), leaves, corpus, index)
@@ -319,9 +319,7 @@ def _gathered(pieces: list[np.ndarray], piece: np.ndarray, place: np.ndarray) ->
 class _Inside:
     """A leaf, for the rows of a corpus, from disk."""
 
-    def __init__(
-        self, leaf: Leaf, pieces: list[Path], corpus: Corpus, index: np.ndarray, teacher: Signature
-    ) -> None:
+    def __init__(self, leaf: Leaf, pieces: list[Path], corpus: Corpus, index: np.ndarray, teacher: Signature) -> None:
         self.leaf, self.teacher = leaf, teacher
         self._places = _Places(pieces, corpus, index)
         self._pieces = [Columns(leaf, teacher, np.load(piece / LENGTHS), piece) for piece in pieces]
