@@ -77,6 +77,23 @@ RECORDED = frozenset({"logits", "pooled"})
 LOGITS = frozenset({"logits"})
 
 
+class Extract(NamedTuple):
+    """As much of one field of a teacher's ``Outputs`` as is read: without the rest the same is computed."""
+
+    places: frozenset[int] | None = None  # of the field's tensors (hidden[i] is i, qkv[i][j] is 3i + j); None: all
+    first: bool = False  # the first token's states, or what the first token attends to, alone
+    average: bool = False  # of attention: the mean over heads alone
+    words: bool = False  # tokens by the words that they belong to, where both sides read other tokens
+
+    def union(self, another: Extract) -> Extract:
+        """What holds both."""
+        every = self.places is None or another.places is None
+        return Extract(
+            None if every else self.places | another.places,  # type: ignore[operator]
+            *(mine and theirs for mine, theirs in zip(self[1:], another[1:], strict=True)),
+        )
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a model or a teacher can give, known before it is built with weights, trained or loaded."""

@@ -27,7 +27,7 @@ ALLOWED = {
     "strategies": {"objectives", "structures", "errors", "evaluation", "models"},
     "models": BASE,
     "data": BASE,
-    "teachers": BASE | {"package", "data", "models", "evaluation"},
+    "teachers": BASE | {"package", "data", "models", "evaluation", "objectives"},
     "generation": BASE | {"data"},
     "evaluation": {"structures", "errors"},
     "reporting": {"evaluation", "structures", "errors", "bench"},

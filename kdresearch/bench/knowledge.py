@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,18 @@ from kdresearch.bench.context import Context, teacher_device
 from kdresearch.bench.plan import BY_ACCURACY, FIT, Plan, TeacherPlan
 from kdresearch.bench.teacher import TeacherPackages, compare_tokens
 from kdresearch.data.datamodule import TextDataModule
+from kdresearch.data.encoding import EncodedRows, WordRows
 from kdresearch.errors import UserError
 from kdresearch.evaluation.metrics import better_than_chance, majority_share, task_metrics
-from kdresearch.structures import LOGITS, Reading, Teacher
+from kdresearch.models.frozen import teacher_signature
+from kdresearch.structures import Extract, Reading, Signature, Teacher
 from kdresearch.teachers.ask import accuracy_of, logits_of, member_accuracies
 from kdresearch.teachers.calibrated import CalibratedTeacher, fitted_temperature
 from kdresearch.teachers.crossfit import CrossFittedTeacher
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher, check_classes
-from kdresearch.teachers.kept import KeptTeacher
+from kdresearch.teachers.leaves import NUMBERS, Leaf, leaves_of
 from kdresearch.teachers.live import LiveTeacher
-from kdresearch.teachers.recorded import RecordedTeacher, record
+from kdresearch.teachers.recorded import Inside, RecordedTeacher, record
 
 _CALIBRATION = ("accuracy", "nll", "ece", "brier")
 
@@ -46,7 +49,7 @@ def obtain_knowledge(
     *,
     live: bool,
     token_level: bool,
-    needs: frozenset[str] = LOGITS,
+    needs: Mapping[str, Extract] = MappingProxyType({}),
 ) -> Knowledge:
     """The teacher as it answers this run, in the data's classes.
 
@@ -56,7 +59,7 @@ def obtain_knowledge(
     Args:
         live: whether it runs beside the student.
         token_level: whether its tokens are compared with the student's.
-        needs: fields that training will need of a live one.
+        needs: the fields that training will need of a live one, and how much of each.
 
     Raises:
         UserError: class names that do not match, or a teacher no better than chance on the validation rows.
@@ -69,8 +72,9 @@ def obtain_knowledge(
     validated = recorded_on(data.split.validation)
     _check_useful(packages, validated, data, context)
     temperature = _calibrate(plan.teacher, packages, validated, data, context)
-    evaluated = np.concatenate([data.split.validation, data.split.test])
-    recorded = recorded_on(evaluated if live else data.used)
+    split = data.split
+    rows = [split.validation, split.test] if plan.evaluation.test else [split.validation]
+    recorded = recorded_on(np.concatenate(rows if live else [split.trained, split.generated, *rows]))
     if temperature is not None:
         recorded = CalibratedTeacher(recorded, temperature)
     packages.facts["mode"] = "live" if live else "recorded"
@@ -92,32 +96,86 @@ def _run_live(
     recorded: Teacher,
     temperature: float | None,
     token_level: bool,
-    needs: frozenset[str],
+    needs: Mapping[str, Extract],
 ) -> Knowledge:
     assert plan.teacher is not None
-    teacher_package = package.load(packages.folders[0])
-    data.read_teacher(teacher_package.tokenizer, teacher_package.fingerprint, token_level=token_level)
+    folder = packages.folders[0]
+    tokenizer = package.outline(folder)[1]
+    data.read_teacher(tokenizer, package.fingerprint(folder), token_level=token_level)
     reading = Reading(data.reading)
     if reading.kind == "apart":
-        reading = compare_tokens(data.tokenizer, teacher_package.tokenizer)
-    live_teacher = LiveTeacher(teacher_package, str(plan.teacher.precision))
-    teacher: Teacher = live_teacher
+        reading = compare_tokens(data.tokenizer, tokenizer)
     if plan.teacher.keep:
-        assert data.teacher_rows is not None
-        live_teacher.to(teacher_device(plan))
-        teacher = KeptTeacher(
-            live_teacher,
-            teacher_package.fingerprint,
-            data.corpus,
-            data.teacher_rows,
-            data.split.trained,
-            needs,
-            context.store,
-            batch_size=plan.teacher.batch_size,
-            say=context.say,
-        )
+        teacher = record_inside(plan, packages, data, context, needs)
+    else:
+        teacher = LiveTeacher(package.load(folder), str(plan.teacher.precision))
     teacher = MappedTeacher(teacher, data.classes, packages.class_map)
     return Knowledge(teacher if temperature is None else CalibratedTeacher(teacher, temperature), recorded, reading)
+
+
+def record_inside(
+    plan: Plan, packages: TeacherPackages, data: TextDataModule, context: Context, needs: Mapping[str, Extract]
+) -> Teacher:
+    """A live teacher as far as the objectives read it, recorded for the rows that are trained on.
+
+    Where that is by word, the batches' ``teacher`` tokens are words from then on.
+
+    Raises:
+        UserError: more than the disk or ``store.limit`` holds.
+    """
+    assert plan.teacher is not None and data.teacher_rows is not None
+    folder, classes = packages.folders[0], package.classes(packages.folders[0])
+    signature = teacher_signature(package.outline(folder)[0].signature, classes)
+    numbers = NUMBERS[0] if plan.teacher.keep is True else str(plan.teacher.keep)
+    leaves = leaves_of(needs, signature, numbers, words=data.reading == "words")
+    rows = units = data.teacher_rows
+    if any(leaf.words for leaf in leaves):
+        data.teacher_rows = units = WordRows(rows.encoded_parts, rows.pad_id)
+    index = np.concatenate([data.split.trained, data.split.generated])
+    pieces = record(
+        package.fingerprint(folder),
+        partial(package.load, folder),
+        data.corpus,
+        index,
+        context.store,
+        inside=Inside(leaves, rows, units),
+        precision=str(plan.teacher.precision),
+        batch_size=plan.teacher.batch_size,
+        device=teacher_device(plan),
+        check_room=partial(_check_room, context, leaves, signature, units),
+        say=context.say,
+    )
+    return RecordedTeacher(pieces, data.corpus, index, classes, leaves, signature)
+
+
+def _check_room(
+    context: Context, leaves: Sequence[Leaf], signature: Signature, units: EncodedRows, rows: np.ndarray, needed: int
+) -> None:
+    """Say what a recording takes; UserError, with what would take less, where there is no room for it."""
+    names = ", ".join(leaf.name for leaf in leaves)
+    what = f"recording {names or 'class scores'} of {len(rows):,} rows takes {_in_words(needed)}"
+    room, bound = context.store.room()
+    if needed <= room:
+        context.say(what)
+        return
+    lengths = units.lengths(rows)
+
+    def size(*others: Leaf) -> str:
+        return _in_words(sum(int(leaf.bytes(signature, lengths).sum()) for leaf in others))
+
+    smaller = [f"data.limit={len(rows) * room // needed} fits"]
+    if any(leaf.numbers != "int8" for leaf in leaves):
+        smaller.append(f"teacher.keep=int8 takes {size(*(replace(leaf, numbers='int8') for leaf in leaves))}")
+    if len(leaves) > 1:
+        smaller += [f"{leaf.name} alone takes {size(leaf)}" for leaf in (leaves[-1],)]
+    smaller.append("teacher.keep=false takes nothing: the teacher then runs beside the student in every epoch")
+    raise UserError(f"teacher.keep: {what}, and {bound} {_in_words(room)}: {'; '.join(smaller)}")
+
+
+def _in_words(size: int) -> str:
+    """Bytes in a unit of their size."""
+    power = min(3, max(1, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.3g} {('kB', 'MB', 'GB')[power - 1]}"
 
 
 def record_teacher(

@@ -97,7 +97,8 @@ class TeacherPlan:
         temperature: what its logits are divided by: a number, ``fit``, or None.
         mode: ``recorded``, ``live``, or ``auto``: recorded where class scores and sentence vectors are all that is
             needed.
-        keep: whether a live teacher's outputs for training rows are kept on disk.
+        keep: whether what is read of a live teacher is recorded for the training rows, and by what numbers: False,
+            ``bf16`` (or True) or ``int8``.
         precision, batch_size: of its forward passes.
         class_map: the data's class for each of the teacher's, where the names differ.
         name: the option, for labels.
@@ -112,7 +113,7 @@ class TeacherPlan:
     weights: tuple[float, ...] | str | None = None
     temperature: float | str | None = None
     mode: str = "auto"
-    keep: bool = False
+    keep: bool | str = False
     precision: str = "32"
     batch_size: int = 64
     class_map: Mapping[str, str] | None = None

@@ -42,7 +42,7 @@ from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
 from kdresearch.strategies.distiller import Distiller
-from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Outputs, Signature, Teacher
+from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Extract, Outputs, Signature, Teacher
 
 MakeLoggers = Callable[[Record], list[Logger]]
 """Further places where curves go, beside metrics.csv in the run's folder."""
@@ -52,7 +52,7 @@ MakeLoggers = Callable[[Record], list[Logger]]
 class Checked:
     """What is known of a run before anything is paid for."""
 
-    needs: frozenset[str]  # fields of the teacher
+    needs: dict[str, Extract]  # fields of the teacher, and how much of each
     live: bool  # whether it runs beside the student
     token_level: bool  # whether its tokens are compared with the student's
     filtered: bool  # whether it filters the pseudo-samples
@@ -169,7 +169,7 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     solver = build_solver(plan, module, data, context)
     filtered = check_unlabelled(plan, module, data)
     live = plan.teacher is not None and (plan.teacher.mode == "live" or not module.teacher_needs <= RECORDED)
-    return Checked(module.teacher_needs, live, module.compares_tokens, filtered, solver)
+    return Checked(module.teacher_extracts, live, module.compares_tokens, filtered, solver)
 
 
 @dataclass(frozen=True)

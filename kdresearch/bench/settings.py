@@ -79,6 +79,8 @@ def _samples(samples: Samples | None) -> dict[str, Any]:
 
 def _teacher(teacher: TeacherPlan, context: Context) -> dict[str, Any]:
     answers = {name: getattr(teacher, name) for name in _ANSWERS} | {"precision": str(teacher.precision)}
+    if teacher.keep == "int8":  # bf16 is as near to the live teacher as another batch is
+        answers |= {"keep": teacher.keep}
     sources = [_source(source, context) for source in teacher.members]
     if teacher.chain:
         chain = [{"recipe": resolve_settings(replace(link.plan, teacher=None), context)} for link in teacher.chain]

@@ -24,8 +24,10 @@ from kdresearch.hub import hub_name
 from kdresearch.models.frozen import PRECISIONS, teacher_signature
 from kdresearch.structures import LOGITS, RECORDED, Model, Reading, Signature
 from kdresearch.teachers.ensemble import AVERAGES, check_weights
+from kdresearch.teachers.leaves import NUMBERS
 
 MODES = ("auto", "recorded", "live")
+KEEPS = (False, True, *NUMBERS)
 HUB_READS: dict[str, Any] = {"max_length": 256, "truncation": "head_tail"}
 """What a Hugging Face teacher reads unless its plan says otherwise."""
 
@@ -47,6 +49,7 @@ def check_teacher(plan: TeacherPlan) -> None:
         ("mode", plan.mode, MODES),
         ("precision", str(plan.precision), PRECISIONS),
         ("average", plan.average, AVERAGES),
+        ("keep", plan.keep, KEEPS),
     ):
         if value not in allowed:
             raise UserError(f"teacher.{name}: {choices(value, allowed)}")

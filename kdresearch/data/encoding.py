@@ -120,6 +120,28 @@ class EncodedRows:
             yield part, here, places
 
 
+class WordRows(EncodedRows):
+    """Rows read with their words, of which each word is one token (of no id): what is said of them is said by word."""
+
+    def lengths(self, index: np.ndarray) -> np.ndarray:
+        """Words of each row [N]."""
+        return np.fromiter(map(len, self._words(index)), np.int64, len(index))
+
+    def tokens(self, index: np.ndarray) -> Tokens:
+        """The words of the rows in order, padded as tokens are."""
+        words = self._words(index)
+        return pad([np.full(len(row), self.pad_id, np.int32) for row in words], self.pad_id, self._longest, words)
+
+    def _words(self, index: np.ndarray) -> list[np.ndarray]:
+        words = [np.empty(0, np.int32)] * len(index)
+        for part, here, places in self._locate(index):
+            assert part.words is not None
+            for number, place in zip(here, places, strict=True):
+                row = np.unique(part.words[part.offsets[place] : part.offsets[place + 1]])
+                words[number] = row[row != NO_WORD]
+        return words
+
+
 def pad(
     rows: list[np.ndarray], pad_id: int, at_most: int | None = None, words: list[np.ndarray] | None = None
 ) -> Tokens:

@@ -157,8 +157,7 @@ def _signature(model: Any, fields: frozenset[str], name: str) -> Signature:
 
 def _run(model: Any, tokens: Tokens, needs: frozenset[str]) -> tuple[Any, dict[str, Any]]:
     """The answer of a Hugging Face model, and those fields of Outputs that are read off its inside."""
-    if "attention" in needs:
-        _eager(model)
+    _choose_attention(model, maps="attention" in needs)
     queries, keys, values = qkv = [], [], []  # type: tuple[list[Tensor], list[Tensor], list[Tensor]]
     with ExitStack() as hooks:
         if "embeddings" in needs:
@@ -206,10 +205,14 @@ def _maps_to(module: nn.Module, width: int) -> bool:
     return isinstance(module, nn.Linear) and module.out_features == width
 
 
-def _eager(model: Any) -> None:
-    """Other attention implementations give no maps."""
-    if model.config._attn_implementation != "eager":
+def _choose_attention(model: Any, maps: bool) -> None:
+    """Eager attention while maps are wanted, which no other implementation gives; then what was there before."""
+    current = model.config._attn_implementation
+    if maps and current != "eager":
+        model.attention_without_maps = current
         model.set_attn_implementation("eager")
+    elif not maps and (before := model.__dict__.pop("attention_without_maps", None)):
+        model.set_attn_implementation(before)
 
 
 def _without_pooler(configuration: Any) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from kdresearch.errors import UserError, choices
 from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import attention, pair, states
-from kdresearch.structures import Batch, Outputs, Reading, Signature
+from kdresearch.structures import Batch, Extract, Outputs, Reading, Signature
 
 MAP_LOSSES = ("attention_kl", "attention_mse")
 INPUTS = ("probabilities", "scores")
@@ -96,6 +96,11 @@ class AttentionMaps(Objective):
                 f"{teacher.heads} of the teacher: use heads=mean"
             )
         self.average = differ or self.heads == "mean" or self.pooling
+        layers = [layer - 1 for _, layer in self.pairs]
+        if self.inputs == "scores":
+            self.teacher_extracts = {"qkv": _roles(layers, (0, 1))}
+        else:
+            self.teacher_extracts = {"attention": Extract(frozenset(layers), self.pooling, self.average)}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The scalar loss of the paired maps [B, H, N, N]."""
@@ -147,6 +152,8 @@ class ValueRelation(Objective):
                 f"({student.name}), {teacher.heads} of the teacher: use relation_heads, which regroups them"
             )
         self.heads = student.heads
+        last = teacher.depth - 1
+        self.teacher_extracts = {"attention": Extract(frozenset({last})), "qkv": _roles([last], (2,))}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The scalar loss of the last maps [B, H, N, N] and values [B, N, D]."""
@@ -207,6 +214,7 @@ class RelationHeads(Objective):
                 f"({student.name}) and {teacher.width} of the teacher: choose a divisor of "
                 f"{math.gcd(student.width, teacher.width)}"
             )
+        self.teacher_extracts = {"qkv": _roles([self.pair[1] - 1], self.places)}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The scalar loss of queries, keys and values [B, N, D] of the paired layers."""
@@ -224,6 +232,11 @@ class RelationHeads(Objective):
 def pools_by_attention(model: Signature) -> bool:
     """Whether a model's attention is one learned query over the tokens [B, 1, 1, T], and not from token to token."""
     return model.heads == 1 and "attention" in model.fields and "qkv" not in model.fields
+
+
+def _roles(layers: Sequence[int], places: Sequence[int]) -> Extract:
+    """Queries (0), keys (1) or values (2) of layers that are counted from 0."""
+    return Extract(frozenset(3 * layer + place for layer in layers for place in places))
 
 
 def _with_attention(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:

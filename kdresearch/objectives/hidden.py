@@ -15,7 +15,7 @@ from kdresearch.objectives.layers import LayerMap, layer_pairs
 from kdresearch.objectives.objective import Objective
 from kdresearch.objectives.pairing import pair, states
 from kdresearch.objectives.settings import refuse_unused
-from kdresearch.structures import Batch, Outputs, Reading, Signature
+from kdresearch.structures import Batch, Extract, Outputs, Reading, Signature
 
 LEVELS = ("auto", "tokens", "sentence")
 SENTENCE = ("uniform", "final")  # maps that choose no layer: sentence vectors are made of the last
@@ -272,6 +272,8 @@ def _bind_states(objective: Objective, pairs: StatePairs, student: Signature, te
     if teacher is not None:
         pairs.bind(student, teacher)
     objective.needs = objective.teacher_needs = pairs.needs
+    layers = frozenset(layer for _, layer in pairs.pairs)
+    objective.teacher_extracts = {"hidden": Extract(layers, first=pairs.first_token)} if layers else {}
     objective.needs_shared_tokens = pairs.level == "tokens" and not pairs.first_token and not pairs.maps
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
-from kdresearch.structures import UNLABELLED, Batch, Outputs, Reading, Signature
+from kdresearch.structures import UNLABELLED, Batch, Extract, Outputs, Reading, Signature
 
 
 class Objective(nn.Module):
@@ -13,6 +15,7 @@ class Objective(nn.Module):
     Attributes:
         needs: fields of ``Outputs`` that it reads on the student's side.
         teacher_needs: the same on the teacher's side; empty if it has no use for a teacher.
+        teacher_extracts: how much of each of those fields; one that is not named is read whole.
         min_classes: classes below which its gradient is dead.
         min_batch: rows of a batch below which it says nothing.
         convex: whether it is, by its settings, a mean over rows of a convex function of the row's class scores.
@@ -23,6 +26,7 @@ class Objective(nn.Module):
 
     needs: frozenset[str] = frozenset({"logits"})
     teacher_needs: frozenset[str] = frozenset({"logits"})
+    teacher_extracts: Mapping[str, Extract] = {}
     min_classes: int = 2
     min_batch: int = 1
     convex: bool = False

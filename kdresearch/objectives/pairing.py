@@ -40,16 +40,23 @@ def pair(batch: Batch, student: Outputs, teacher: Outputs) -> Pairing:
                 "both must read the same, or the batch must say which words they belong to"
             )
         return Pairing(student.mask & teacher.mask)
-    size = int(torch.maximum(student_words.max(), teacher_words.max())) + 1
-    both = _present(student_words, size) & _present(teacher_words, size)
-    place = both.cumsum(1).masked_fill(~both, 0)  # 1.. for the words of both sides; 0 for the rest
-    number = int(place.max()) if place.numel() else 0
-    slots = torch.arange(1, max(1, number) + 1, device=student_words.device)
-    members = []
-    for words in (student_words, teacher_words):
-        slot = torch.cat([place.new_zeros(len(place), 1), place], 1).gather(1, words + 1)  # -1 falls into slot 0
-        members.append((slot.unsqueeze(1) == slots[:, None]).float())
+    members = word_members(student_words, teacher_words)
     return Pairing(members[0].any(2), *members)
+
+
+def word_members(*sides: Tensor) -> list[Tensor]:
+    """For the words [B, T] of the tokens of each side, members [B, N, T] of the N words that all sides have, in order.
+
+    They are floats, 1 where a token is part of a word; a row of fewer words has none in the last ones.
+    """
+    size = int(torch.stack([words.max() for words in sides]).max()) + 1
+    common = torch.stack([_present(words, size) for words in sides]).all(0)
+    place = common.cumsum(1).masked_fill(~common, 0)  # 1.. for the words of all sides; 0 for the rest
+    number = int(place.max()) if place.numel() else 0
+    slots = torch.arange(1, max(1, number) + 1, device=place.device)
+    places = torch.cat([place.new_zeros(len(place), 1), place], 1)
+    slot = [places.gather(1, words + 1) for words in sides]  # -1 falls into slot 0
+    return [(numbers.unsqueeze(1) == slots[:, None]).float() for numbers in slot]
 
 
 def states(hidden: Tensor, member: Tensor | None) -> Tensor:
