@@ -100,9 +100,9 @@ def state_of(folder: Path, cell: Cell) -> CellState:
 
 def write_manifest(folder: Path, cells: Sequence[Cell]) -> None:
     """Keep the cells of a sweep beside them, with those of earlier commands in the same folder."""
-    known = {cell.name: cell for cell in _read_manifest(folder)} | {cell.name: cell for cell in cells}
+    cells_by_name = {cell.name: cell for cell in _read_manifest(folder)} | {cell.name: cell for cell in cells}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MANIFEST, {"cells": [asdict(cell) for cell in known.values()]})
+    write_json(folder / MANIFEST, {"cells": [asdict(cell) for cell in cells_by_name.values()]})
 
 
 def read_manifest(folder: Path) -> list[Cell]:
@@ -129,12 +129,12 @@ def summary(states: Iterable[CellState]) -> str:
 
 def remaining_seconds(states: Sequence[CellState]) -> float | None:
     """What the cells that are not done would take one after another, by the mean of those that are; None without."""
-    done = [state.seconds for state in states if state.state == DONE and state.seconds is not None]
-    left = [state for state in states if state.state in (RUNNING, RESUMABLE, MISSING)]
-    if not done:
+    durations = [state.seconds for state in states if state.state == DONE and state.seconds is not None]
+    pending = [state for state in states if state.state in (RUNNING, RESUMABLE, MISSING)]
+    if not durations:
         return None
-    mean = sum(done) / len(done)
-    return sum(max(0.0, mean - (state.seconds or 0.0)) for state in left)
+    mean = sum(durations) / len(durations)
+    return sum(max(0.0, mean - (state.seconds or 0.0)) for state in pending)
 
 
 def mean_bytes(states: Iterable[CellState]) -> float | None:

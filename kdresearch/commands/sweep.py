@@ -49,8 +49,8 @@ def _status(folder: Path, watch: float | None) -> int:
         states = [sweep.state_of(folder, cell) for cell in sweep.read_manifest(folder)]
         _print_states(states)
         counts = Counter(state.state for state in states)
-        left = sweep.remaining_seconds(states)
-        print(sweep.summary(states) + ("" if not left else f"; about {duration(left)} of one process left"))
+        remaining = sweep.remaining_seconds(states)
+        print(sweep.summary(states) + ("" if not remaining else f"; about {duration(remaining)} of one process left"))
         if watch is None or not (counts[sweep.RUNNING] or counts[sweep.MISSING] or counts[sweep.RESUMABLE]):
             return 1 if counts[sweep.FAILED] + counts[sweep.DIVERGED] else 0
         time.sleep(watch)

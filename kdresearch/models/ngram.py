@@ -150,15 +150,15 @@ class NgramLinear(TextModel):
 
 def sparse_rows(batches: Iterable[Batch], vocabulary: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     """The features of rows as a matrix [N, V], and their labels [N]."""
-    ids, ends, labels, size = [], [np.zeros(1, np.int64)], [], 0
+    ids, boundaries, labels, size = [], [np.zeros(1, np.int64)], [], 0
     for batch in batches:
         lengths = batch.student.mask.sum(1).numpy()
         ids.append(batch.student.ids[batch.student.mask].numpy().astype(np.int32))
-        ends.append(size + np.cumsum(lengths))
+        boundaries.append(size + np.cumsum(lengths))
         size += int(lengths.sum())
         labels.append(batch.label.numpy())
     indices, label = np.concatenate(ids), np.concatenate(labels)
-    rows = sparse.csr_matrix((np.ones(size), indices, np.concatenate(ends)), shape=(len(label), vocabulary))
+    rows = sparse.csr_matrix((np.ones(size), indices, np.concatenate(boundaries)), shape=(len(label), vocabulary))
     return rows, label
 
 
@@ -171,9 +171,9 @@ def log_count_ratio(counts: Tensor, smoothing: float = 1.0) -> Tensor:
     Returns:
         [V, C], or for two classes [V, 1]: the second against the first; 0 for features that never occur.
     """
-    own = counts + smoothing
+    smoothed = counts + smoothing
     rest = counts.sum(1, keepdim=True) - counts + smoothing
-    ratio = (own / own.sum(0)).log() - (rest / rest.sum(0)).log()
+    ratio = (smoothed / smoothed.sum(0)).log() - (rest / rest.sum(0)).log()
     ratio[counts.sum(1) == 0] = 0
     return (ratio[:, 1:] if counts.shape[1] == 2 else ratio).float()
 
