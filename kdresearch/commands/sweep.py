@@ -63,8 +63,11 @@ def _print_states(states: Sequence[CellState]) -> None:
         print(f"{state.cell.name:<{width}}  {state.state:<9}  {seconds:>8}  {state.reason or ''}".rstrip())
 
 
-def show_end(folder: Path, states: Sequence[CellState]) -> None:
+def show_end(folder: Path, states: Sequence[CellState], compare: bool = True) -> None:
     """Print what a sweep came to: the comparison of its finished cells and the page, then the cells that are not.
+
+    Args:
+        compare: False leaves the comparison out.
 
     Raises UserError where cells failed, so that the command does.
     """
@@ -73,7 +76,7 @@ def show_end(folder: Path, states: Sequence[CellState]) -> None:
     from kdresearch.commands.report import report
 
     recorded = [folder / state.cell.name for state in states if state.state not in (MISSING,)]
-    if any(state.state == DONE for state in states):
+    if compare and any(state.state == DONE for state in states):
         report([path for path in recorded if path.is_dir()], folder / "report")
     lost = [state for state in states if state.state in (FAILED, DIVERGED)]
     for state in lost:

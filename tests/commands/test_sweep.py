@@ -56,6 +56,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, capsys: pytest.Captur
     assert "4 done; 0 to run" in again.err and "training:" not in again.err
     assert again.out == printed.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert run(tmp_path, *grid, "hydra.sweeper.report=false") == 0
+    assert capsys.readouterr().out == ""
     # a larger grid adds to it, and an equal value written otherwise does not
     assert run(tmp_path, "strategy=supervised,soft_label", "seed=1,2,3", "optimizer=adamw") == 0
     assert capsys.readouterr().err.count("training: 2 epochs") == 2
