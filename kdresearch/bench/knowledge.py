@@ -153,15 +153,15 @@ def _check_room(
 ) -> None:
     """Say what a recording takes; UserError, with what would take less, where there is no room for it."""
     names = ", ".join(leaf.name for leaf in leaves)
-    what = f"recording {names or 'class scores'} of {len(rows):,} rows takes {_in_words(needed)}"
+    recording = f"recording {names or 'class scores'} of {len(rows):,} rows takes {_in_words(needed)}"
     room, bound = context.store.room()
     if needed <= room:
-        context.say(what)
+        context.say(recording)
         return
     lengths = units.lengths(rows)
 
-    def size(*others: Leaf) -> str:
-        return _in_words(sum(int(leaf.bytes(signature, lengths).sum()) for leaf in others))
+    def size(*stored: Leaf) -> str:
+        return _in_words(sum(int(leaf.bytes(signature, lengths).sum()) for leaf in stored))
 
     smaller = [f"data.limit={len(rows) * room // needed} fits"]
     if any(leaf.numbers != "int8" for leaf in leaves):
@@ -169,7 +169,7 @@ def _check_room(
     if len(leaves) > 1:
         smaller += [f"{leaf.name} alone takes {size(leaf)}" for leaf in (leaves[-1],)]
     smaller.append("teacher.keep=false takes nothing: the teacher then runs beside the student in every epoch")
-    raise UserError(f"teacher.keep: {what}, and {bound} {_in_words(room)}: {'; '.join(smaller)}")
+    raise UserError(f"teacher.keep: {recording}, and {bound} {_in_words(room)}: {'; '.join(smaller)}")
 
 
 def _in_words(size: int) -> str:

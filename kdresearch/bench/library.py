@@ -51,9 +51,9 @@ def load_teacher(
     data.prepare()
     check_classes(package.classes(folder), data.classes, class_map)
     if live:
-        opened = package.load(folder)
-        data.read_teacher(opened.tokenizer, opened.fingerprint, token_level=True)
-        return MappedTeacher(LiveTeacher(opened, precision), data.classes, class_map)
+        teacher_package = package.load(folder)
+        data.read_teacher(teacher_package.tokenizer, teacher_package.fingerprint, token_level=True)
+        return MappedTeacher(LiveTeacher(teacher_package, precision), data.classes, class_map)
     pieces = record_rows(
         package.fingerprint(folder),
         partial(package.load, folder),

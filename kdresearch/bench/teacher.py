@@ -132,7 +132,7 @@ def compare_tokens(student: TextTokenizer, teacher: TextTokenizer) -> Reading:
     """How two tokenizers' tokens correspond, as far as their settings tell."""
     if student.key() == teacher.key():
         return Reading("same")
-    without = [item.key()["tokenizer"] for item in (student, teacher) if not gives_words(item)]
+    without = [reader.key()["tokenizer"] for reader in (student, teacher) if not gives_words(reader)]
     if without:
         return Reading("apart", f"the {' and the '.join(without)} tokenizer gives no character offsets")
     return Reading("words")
@@ -166,7 +166,7 @@ def obtain_teacher(plan: TeacherPlan, context: Context, train: Train) -> Teacher
         assert isinstance(recipe, Recipe)
         recipes = [without_fold(recipe, fold, plan.folds) for fold in range(plan.folds)]
         folders = [package.located(path) for path in train_recipes(recipes, context, train, plan.jobs)]
-        trained_on = [trained_texts(item, context) for item in recipes]
+        trained_on = [trained_texts(fold, context) for fold in recipes]
         name = f"{recipe.name} in {plan.folds} folds"
     else:
         folders = [locate_package(source, context, train) for source in plan.members]

@@ -19,14 +19,14 @@ _ROWS = 256  # of a batch
 
 def logits_of(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> torch.Tensor:
     """A recorded teacher's logits [N, C] on corpus-wide rows [N], on the CPU."""
-    found = torch.empty(len(index), len(data.classes))
+    answers = torch.empty(len(index), len(data.classes))
     for first in range(0, len(index), _ROWS):
         rows = torch.from_numpy(index[first : first + _ROWS])
         empty = Tokens(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 1, dtype=torch.bool))
         logits = teacher(Batch(rows, torch.full((len(rows),), UNLABELLED), empty), LOGITS).logits
         assert logits is not None
-        found[first : first + _ROWS] = logits.float().cpu()
-    return found
+        answers[first : first + _ROWS] = logits.float().cpu()
+    return answers
 
 
 def accuracy_of(teacher: Teacher, data: TextDataModule, index: np.ndarray) -> float:

@@ -31,6 +31,7 @@ class CalibratedTeacher:
         self.signature = teacher.signature
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Move the teacher to a device."""
         self.teacher.to(device)
         return self
 
@@ -57,10 +58,10 @@ def fitted_temperature(logits: Tensor, label: Tensor) -> float:
     logits, label = logits.double()[label != UNLABELLED], label[label != UNLABELLED]
     if not len(label):
         raise UserError("teacher.temperature=fit: no validation row is labelled")
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: float(F.cross_entropy(logits / math.exp(log_t), label)),
         bounds=[math.log(bound) for bound in BOUNDS],
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(found.x)
+    return math.exp(minimum.x)

@@ -41,9 +41,9 @@ class Columns:
             self._values = _mapped(folder / f"{leaf.name}.bin", leaf.dtype)
             self._scales = _mapped(folder / f"{leaf.name}.scales.bin", np.float32) if scaled else None
 
-    def put(self, places: np.ndarray, found: Tensor) -> None:
+    def put(self, places: np.ndarray, tensor: Tensor) -> None:
         """Set the rows at places [B] to those of [B, ...], as far as they are long."""
-        for place, row in zip(places.tolist(), found, strict=True):
+        for place, row in zip(places.tolist(), tensor, strict=True):
             shape = self._shapes[int(self.lengths[place])]
             values, scales = self.leaf.encode(row[tuple(map(slice, shape))])
             self._values[self._starts[place] : self._starts[place + 1]] = values

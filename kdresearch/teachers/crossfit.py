@@ -21,7 +21,7 @@ class CrossFittedTeacher:
 
     Args:
         models: at least two, of the same classes.
-        seen: [N, k] bool: which models were trained on a row, by its corpus-wide index.
+        trained_on: [N, k] bool: which models were trained on a row, by its corpus-wide index.
         average: ``probabilities``, whose logits are the log of the mean probability (of one model, too, so that all
             rows are told alike), or ``logits``.
 
@@ -29,19 +29,20 @@ class CrossFittedTeacher:
         UserError: an unknown average, models that do not fit each other, or a row that every model has seen.
     """
 
-    def __init__(self, models: Sequence[Teacher], seen: Tensor, average: str = "probabilities") -> None:
+    def __init__(self, models: Sequence[Teacher], trained_on: Tensor, average: str = "probabilities") -> None:
         if average not in AVERAGES:
             raise UserError(f"teacher.average: {choices(average, AVERAGES)}")
         names = [model.signature.classes for model in models]
         if len(models) < 2 or len(set(names)) > 1:
             raise UserError(f"teacher.folds: needs models of the same classes, not {names}")
-        if seen.shape[1:] != (len(models),) or seen.all(1).any():
+        if trained_on.shape[1:] != (len(models),) or trained_on.all(1).any():
             raise UserError("teacher.folds: there are rows that every model was trained on")
         self.models, self.average = list(models), average
-        self._unseen = ~seen
+        self._unseen = ~trained_on
         self.signature = Signature(LOGITS, classes=names[0], name=type(self).__name__, recorded=True)
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Move the models to a device."""
         for model in self.models:
             model.to(device)
         return self

@@ -80,6 +80,7 @@ class EnsembleTeacher:
         )
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Move the members to a device."""
         for member in self.members:
             member.to(device)
         return self
@@ -92,11 +93,9 @@ class EnsembleTeacher:
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         """The members' logits, [B, C] each, as one."""
         if self.average == "logits":
-            return torch.stack(
-                [weight * member_logits for weight, member_logits in zip(self.share, logits, strict=True)]
-            ).sum(0)
+            return torch.stack([weight * scores for weight, scores in zip(self.share, logits, strict=True)]).sum(0)
         weight = torch.tensor(self.share, device=logits[0].device).log()[:, None, None]
-        return torch.logsumexp(torch.stack([F.log_softmax(member_logits, 1) for member_logits in logits]) + weight, 0)
+        return torch.logsumexp(torch.stack([F.log_softmax(scores, 1) for scores in logits]) + weight, 0)
 
 
 class MappedTeacher:
@@ -119,7 +118,7 @@ class MappedTeacher:
         names = teacher.signature.classes or ()
         target = check_classes(names, classes, class_map)
         # [C_student, C_teacher]: 0 where a class of the teacher counts, -inf elsewhere
-        member = torch.tensor([[name == member_logits for name in target] for member_logits in classes])
+        member = torch.tensor([[name == student for name in target] for student in classes])
         self._member = torch.zeros(member.shape).masked_fill(~member, -torch.inf)
         self._order = [target.index(name) for name in classes] if len(target) == len(classes) else None
         # Where classes are merged, the one predicted here may be another than the one that the teacher predicts.
@@ -127,6 +126,7 @@ class MappedTeacher:
         self.signature = replace(teacher.signature, fields=fields, classes=tuple(classes))
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Move the teacher to a device."""
         self.teacher.to(device)
         return self
 

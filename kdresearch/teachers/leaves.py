@@ -118,9 +118,9 @@ def tensors(field: Any) -> list[Tensor]:
     return [field] if isinstance(field, Tensor) else [tensor for group in field for tensor in tensors(group)]
 
 
-def assembled(field: str, teacher: Signature, found: Mapping[int, Tensor]) -> Any:
+def assembled(field: str, teacher: Signature, stored: Mapping[int, Tensor]) -> Any:
     """A field of ``Outputs`` from its tensors by place; None stands for those that are not stored."""
-    entries = [found.get(place) for place in range(_count(field, teacher))]
+    entries = [stored.get(place) for place in range(_count(field, teacher))]
     if field == "qkv":
         return tuple(tuple(entries[first : first + 3]) for first in range(0, len(entries), 3))
     return tuple(entries) if field in ("hidden", "attention") else entries[0]

@@ -188,12 +188,12 @@ class _Recorder:
 def cut(rows: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
     """Rows [N] of some bytes each [N] in pieces, in their order."""
     at_most = max(PIECE_BYTES, int(sizes.sum()) // PIECES)
-    first, taken = 0, 0
+    first, filled = 0, 0
     for place, size in enumerate(sizes.tolist()):
-        if place > first and (taken + size > at_most or place - first == PIECE):
+        if place > first and (filled + size > at_most or place - first == PIECE):
             yield rows[first:place]
-            first, taken = place, 0
-        taken += size
+            first, filled = place, 0
+        filled += size
     yield rows[first:]
 
 
@@ -279,6 +279,7 @@ class RecordedTeacher:
         self._inside = {leaf: _Inside(leaf, _with(pieces, leaf), corpus, index, self.signature) for leaf in leaves}
 
     def to(self, device: torch.device | str) -> Teacher:
+        """Nothing: its answers go where the batch is."""
         return self
 
     def arrays(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -296,24 +297,24 @@ class RecordedTeacher:
                 fields[field] = torch.from_numpy(_gathered(pieces, *rows)).to(device)
         for field in needs - fields.keys():
             width = batch.teacher.ids.shape[1]
-            found = {
+            stored = {
                 leaf.place: recorded.read(numbers, width).to(device)
                 for leaf, recorded in self._inside.items()
                 if leaf.field == field
             }
-            if not found:
+            if not stored:
                 raise ValueError(f"{field} of {self.signature.name} was not recorded")
-            fields[field] = assembled(field, self.signature, found)
+            fields[field] = assembled(field, self.signature, stored)
         return Outputs(**fields, mask=batch.teacher.mask if self._inside else None)
 
 
 def _gathered(pieces: list[np.ndarray], piece: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Rows [N, D] float32 of pieces."""
-    found = np.empty((len(piece), pieces[0].shape[1]), np.float32)
+    rows = np.empty((len(piece), pieces[0].shape[1]), np.float32)
     for number in np.unique(piece):
         here = piece == number
-        found[here] = pieces[number][place[here]]
-    return found
+        rows[here] = pieces[number][place[here]]
+    return rows
 
 
 class _Inside:

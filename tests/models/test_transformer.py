@@ -72,13 +72,16 @@ def test_attention_is_a_distribution_over_the_real_tokens() -> None:
         assert (maps[0, :, 0, :7] > 0).all()
 
 
-def test_maps_are_asked_for_before_the_fast_path_is_left() -> None:
+def test_the_fast_path_is_left_for_maps_and_taken_again_without() -> None:
     model, batch = tiny(), tokens()
     assert model.encoder.config._attn_implementation == "sdpa"
     before = model(batch, LOGITS | {"hidden"})
     assert model.encoder.config._attn_implementation == "sdpa"
     after = model(batch, FIELDS)
     assert model.encoder.config._attn_implementation == "eager"
+    again = model(batch, LOGITS)
+    assert model.encoder.config._attn_implementation == "sdpa"
+    assert torch.equal(again.logits, before.logits)
     torch.testing.assert_close(after.logits, before.logits)
     for fast, slow in zip(before.hidden, after.hidden, strict=True):
         torch.testing.assert_close(fast[batch.mask], slow[batch.mask])
