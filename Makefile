@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 export TOKENIZERS_PARALLELISM = true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test faults lint clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded c
 
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev  ## the long campaign: a sweep killed twenty times, against one left alone
+	rm -rf runs/faults && $(BIN)/python tests/faults/sweep_campaign.py runs/faults 24 20
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

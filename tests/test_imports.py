@@ -30,7 +30,7 @@ ALLOWED = {
     "teachers": BASE | {"package", "data", "models", "evaluation", "objectives"},
     "generation": BASE | {"data"},
     "evaluation": {"structures", "errors"},
-    "reporting": {"evaluation", "structures", "errors", "bench"},
+    "reporting": {"evaluation", "structures", "errors", "bench", "artifacts"},
 }
 EVERYTHING = ("commands", "cli", "__init__")
 OUTSIDE_ONLY = {"hydra": {"commands"}, "omegaconf": {"commands"}, "wandb": {"commands", "reporting"}}
