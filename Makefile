@@ -16,11 +16,11 @@ demo: $(VENV)/.core  ## teacher, students and their comparison on the embedded c
 	$(BIN)/kdresearch train study=demo threads=1 student=ngram strategy=supervised hydra.run.dir=runs/demo/floor
 	@mkdir -p runs/demo && echo "feature and attention run beside the others: runs/demo/layers.log"
 	@$(BIN)/kdresearch train -m experiment=demo strategy=feature,attention seed=1,2,3 \
-	    hydra.sweep.dir=runs/demo/layers > runs/demo/layers.log 2>&1 & layers=$$!; \
+	    hydra.sweeper.report=false hydra.sweep.dir=runs/demo/layers > runs/demo/layers.log 2>&1 & layers=$$!; \
 	$(BIN)/kdresearch train -m experiment=demo strategy=supervised,soft_label seed=1,2,3 \
-	    hydra.sweep.dir=runs/demo/students && \
+	    hydra.sweeper.report=false hydra.sweep.dir=runs/demo/students && \
 	$(BIN)/kdresearch train -m experiment=demo strategy=generative generator=resample student.training.batch_size=64 \
-	    seed=1,2,3 hydra.sweep.dir=runs/demo/generative && \
+	    seed=1,2,3 hydra.sweeper.report=false hydra.sweep.dir=runs/demo/generative && \
 	wait $$layers || { cat runs/demo/layers.log; exit 1; }
 	$(BIN)/kdresearch report runs/demo --output runs/demo/report
 

@@ -65,4 +65,27 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing more can be written to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a path that is none, a folder without permission, a full disk
+        place = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        print(f"kdresearch {given[0]}: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"kdresearch {given[0]}: {_unforeseen(error)}", file=sys.stderr)
+        return 1
     return status
+
+
+def _unforeseen(error: Exception) -> str:
+    """A line about an error that no part of the program foresaw, and the place of its trace."""
+    import tempfile
+    import traceback
+
+    first = next(iter(str(error).splitlines()), "")
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="kdresearch-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+        return f"{type(error).__name__}: {first[:500]} (not foreseen; the trace is in {file.name})"
+    except OSError:
+        return f"{type(error).__name__}: {first[:500]} (not foreseen; there is no room for the trace)"

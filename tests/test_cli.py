@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -97,3 +98,19 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     answer = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
     os.close(write)
     assert (answer.returncode, answer.stderr) == (141, "")
+
+
+def test_what_nobody_foresaw_is_one_line_with_the_place_of_its_trace(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("kdresearch.commands.report.main", lambda arguments: [][len(arguments) + 1])
+    assert main(["report", "x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    (trace,) = tmp_path.iterdir()
+    assert line.startswith("kdresearch report: IndexError: list index out of range") and str(trace) in line
+    assert "Traceback" in trace.read_text()
+
+
+def test_a_path_that_cannot_be_is_one_line(capsys) -> None:
+    assert main(["report", "x" * 5000]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kdresearch report: ") and len(line) < 400

@@ -99,13 +99,13 @@ def _built(value: Any, name: str) -> Any:
     if isinstance(value, Mapping) and TARGET in value:
         component = Component.of(value)
         if value.get(PARTIAL):
-            settings = {key: _built(each, f"{name}.{key}") for key, each in component.settings.items()}
+            settings = {key: _built(item, f"{name}.{key}") for key, item in component.settings.items()}
             return functools.partial(component.constructor, **settings)
         return component.build(name)
     if isinstance(value, Mapping):
-        return {key: _built(each, f"{name}.{key}") for key, each in value.items()}
+        return {key: _built(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_built(each, f"{name}.{place}") for place, each in enumerate(value)]
+        return [_built(item, f"{name}.{place}") for place, item in enumerate(value)]
     return value
 
 

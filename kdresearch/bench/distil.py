@@ -43,7 +43,7 @@ class Distillation:
 
     def mean(self, metric: str = "test/accuracy") -> float:
         """A metric's mean over the seeds."""
-        return float(np.mean([each[metric] for each in self.metrics]))
+        return float(np.mean([entry[metric] for entry in self.metrics]))
 
 
 def distil(
@@ -100,7 +100,7 @@ def distil(
     folders = tuple(
         _run_once(replace(plan, seeds=replace(plan.seeds, init=seed, order=seed)), context, folder) for seed in numbers
     )
-    return Distillation(folders, tuple(read_json(each / METRICS) for each in folders))
+    return Distillation(folders, tuple(read_json(entry / METRICS) for entry in folders))
 
 
 def _strategy(strategy: Component | Callable[..., Any] | None, teacher: object) -> Component:

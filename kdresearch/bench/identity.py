@@ -39,10 +39,10 @@ _SAME = {
 def normalised(value: Any) -> Any:
     """Equal content as equal JSON: 2.0 as 2, tuples as lists, keys as strings, and no key whose value is null."""
     if isinstance(value, Mapping):
-        present = {str(key): each for key, each in value.items() if each is not None and key != "_partial_"}
+        present = {str(key): item for key, item in value.items() if item is not None and key != "_partial_"}
         return {key: normalised(present[key]) for key in sorted(present)}
     if isinstance(value, list | tuple):
-        return [normalised(each) for each in value]
+        return [normalised(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -57,7 +57,7 @@ def settings(config: Mapping[str, Any], *, content: str, teacher: Mapping[str, A
     result: dict[str, Any] = normalised({name: config.get(name) for name in SECTIONS if name != "teacher"})
     data = result.get("data", {})
     sources = {value for value in data.pop("source", {}).values() if isinstance(value, str)}
-    result["data"] = {key: each for key, each in data.items() if not (isinstance(each, str) and each in sources)}
+    result["data"] = {key: item for key, item in data.items() if not (isinstance(item, str) and item in sources)}
     result["data"]["content"] = content
     if "_target_" not in result.get("generator", {}):
         result.pop("generator", None)
@@ -86,8 +86,8 @@ def _trainer(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def without_seeds(value: Any) -> Any:
     """Settings without those that make a replicate, a teacher's recipe included."""
     if isinstance(value, Mapping):
-        return {key: without_seeds(each) for key, each in value.items() if key != "seeds"}
-    return [without_seeds(each) for each in value] if isinstance(value, list) else value
+        return {key: without_seeds(item) for key, item in value.items() if key != "seeds"}
+    return [without_seeds(item) for item in value] if isinstance(value, list) else value
 
 
 def identity(resolved: Mapping[str, Any]) -> str:
@@ -109,12 +109,12 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = value.items()
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         items = enumerate(value)
     else:
         yield key, value
-    for name, each in items:
-        yield from _leaves(each, f"{key}.{name}" if key else str(name))
+    for name, item in items:
+        yield from _leaves(item, f"{key}.{name}" if key else str(name))
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -72,8 +72,10 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_bytes().decode(errors="replace").replace("\0", "")
-    whole = text[: text.rfind("\n") + 1]
-    rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(whole.splitlines())]
+    complete = text[: text.rfind("\n") + 1]
+    rows = [
+        {key: value for key, value in row.items() if key and value} for row in csv.DictReader(complete.splitlines())
+    ]
     return [row for row in rows if str(row.get("step", "")).isdecimal()]
 
 

@@ -97,7 +97,7 @@ def _option_of(target: str) -> tuple[str, dict[str, Any]]:
     for file in sorted((Path(config_dir()) / "student").glob("*.yaml")):
         option = _read(f"student/{file.stem}")
         if option["model"]["_target_"] == target and not _refers(option["model"].get("path")):
-            reader = next(each["tokenizer"] for each in option["defaults"] if isinstance(each, dict))
+            reader = next(item["tokenizer"] for item in option["defaults"] if isinstance(item, dict))
             return file.stem, {
                 **option,
                 "tokenizer": _node(f"student/tokenizer/{reader}") | option.get("tokenizer", {}),

@@ -67,7 +67,7 @@ def train_recipes(recipes: Sequence[Recipe], context: Context, train: Train, job
     """``train_recipe`` for recipes that do not depend on each other, ``jobs`` at a time in processes of their own."""
     if jobs > 1:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        recipes = [replace(each, plan=replace(each.plan, threads=each.plan.threads or threads)) for each in recipes]
+        recipes = [replace(item, plan=replace(item.plan, threads=item.plan.threads or threads)) for item in recipes]
         with ProcessPoolExecutor(jobs, get_context("spawn")) as processes:
             return list(processes.map(partial(train_recipe, context=context, train=train), recipes))
     return [train_recipe(recipe, context, train) for recipe in recipes]
@@ -91,7 +91,7 @@ def earlier_generations(plan: Plan, number: int, first: Component, later: Compon
         raise UserError(f"strategy.generations must be at least 1 (0 is strategy=supervised), not {number!r}")
     name = plan.student.name or plan.student.model.target.rpartition(".")[2]
     strategies = [first, *[later] * (number - 1)]
-    return tuple(_generation(plan, *each, name) for each in enumerate(strategies))
+    return tuple(_generation(plan, *item, name) for item in enumerate(strategies))
 
 
 def _generation(plan: Plan, place: int, strategy: Component, student: str) -> Recipe:

@@ -16,7 +16,7 @@ from kdresearch.bench import identity
 from kdresearch.bench.checkpoints import checkpoint_to_resume
 from kdresearch.bench.contents import CHECKPOINTS, CURVES, ENDS, FINISHED, damage, file_sums, place_of_record, settle
 from kdresearch.bench.plan import Plan
-from kdresearch.bench.schema import METRICS, PREDICTIONS, RUN, SCHEMA, read_json, write_json
+from kdresearch.bench.schema import METRICS, PREDICTIONS, RUN, SCHEMA, read_json, write_record
 from kdresearch.bench.surroundings import git, hardware, versions
 
 _KINDS = ("data", "student", "strategy", "teacher", "generator", "transfer")
@@ -146,7 +146,7 @@ class Record:
         content = {"status": status, **self.facts, "seconds": self.phases.seconds}
         if status in ENDS:
             content["files"] = file_sums(self.draft)
-        write_json(self.draft / RUN, content)
+        write_record(self.draft / RUN, content)
         if self.draft != self.folder and status in ENDS:
             settle(self.folder)
             self.draft = self.folder

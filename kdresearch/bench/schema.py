@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from kdresearch.artifacts import with_sum, without_sum
+
 SCHEMA = 2
 """Of run.json: 1 (before it said so) had cells of typed words; 2 has resolved settings and their two digests."""
 
@@ -53,13 +55,18 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def write_record(path: Path, content: Any) -> None:
+    """``write_json`` of a mapping together with the digest of it, which ``read_json`` compares."""
+    write_json(path, with_sum(_finite(content)))
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds; an empty one where there is none, or none that can be read."""
+    """The mapping that a file holds; an empty one where there is none, or none that can be read as it was written."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        return without_sum(content) if isinstance(content, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_predictions(path: Path, splits: Sequence[SplitPredictions]) -> None:
@@ -89,7 +96,7 @@ def _rows(logits: Tensor) -> pa.Array:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(each) for key, each in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -86,7 +86,7 @@ def points(space: Sequence[Dimension], number: int, seed: int) -> list[dict[str,
     from scipy.stats import qmc
 
     shares = qmc.Halton(len(space), rng=seed).random(number)
-    return [{each.key: each.value(float(share)) for each, share in zip(space, row, strict=True)} for row in shares]
+    return [{item.key: item.value(float(share)) for item, share in zip(space, row, strict=True)} for row in shares]
 
 
 def best(scores: Sequence[float | None], mode: str) -> int:

@@ -100,9 +100,9 @@ def _source(source: Source, context: Context) -> dict[str, Any]:
 def _by_content(node: Any, name: str = "") -> Any:
     """A copy of plain values in which files and folders are what they hold, wherever they lie."""
     if isinstance(node, dict):
-        return {key: _by_content(each, str(key)) for key, each in node.items()}
+        return {key: _by_content(item, str(key)) for key, item in node.items()}
     if isinstance(node, list | tuple):
-        return [_by_content(each) for each in node]
+        return [_by_content(item) for item in node]
     if isinstance(node, str) and (name == "path" or "/" in node) and (path := Path(node).expanduser()).exists():
         return f"content {content_of(path)}"
     return node
@@ -111,10 +111,10 @@ def _by_content(node: Any, name: str = "") -> Any:
 def _with_defaults(node: Any) -> Any:
     """A copy of plain values in which our constructors' defaults stand where an option leaves them out."""
     if isinstance(node, list | tuple):
-        return [_with_defaults(each) for each in node]
+        return [_with_defaults(item) for item in node]
     if not isinstance(node, dict):
         return node
-    copy = {key: _with_defaults(each) for key, each in node.items()}
+    copy = {key: _with_defaults(item) for key, item in node.items()}
     target = str(copy.get("_target_", ""))
     if target.startswith("kdresearch."):
         for name, parameter in inspect.signature(imported(target)).parameters.items():

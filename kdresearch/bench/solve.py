@@ -166,7 +166,7 @@ def _calibrate(student: NgramLinear, logits: Tensor, label: Tensor) -> float:
 def _log(loggers: Sequence[Logger], number: int, iterations: int, step: Step, metrics: dict[str, float]) -> None:
     row: dict[str, Any] = {f"val/{name}": metrics[name] for name in ("accuracy", "macro_f1", "nll")}
     row |= {"epoch": number - 1, "train/loss": step.solution.loss, "solver/strength": step.strength}
-    row |= {"solver/gradient": step.solution.gradient, "solver/nb": float(step.weighting == "nb")}
+    row |= {"solver/gradient": step.solution.gradient, "solver/nb": float(step.weighting.startswith("nb"))}
     row["solver/calibrated_nll"] = metrics["calibrated_nll"]
     for logger in loggers:
         logger.log_metrics(row, step=iterations)

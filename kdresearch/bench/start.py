@@ -78,7 +78,7 @@ def _check_vocabulary(data: TextDataModule, teacher: Package) -> None:
     """The ids of both sides must mean the same words; asked of the words of some training rows, one by one."""
     texts = next(iter(data.corpus.texts(data.split.train[:1000])))
     words = sorted({word for text in texts for word in text.split()})
-    student_side, teacher_side = (each.encode(words) for each in (data.tokenizer, teacher.tokenizer))
+    student_side, teacher_side = (item.encode(words) for item in (data.tokenizer, teacher.tokenizer))
     if not all(np.array_equal(a, b) for a, b in zip(student_side, teacher_side, strict=True)):
         raise UserError(
             "start: the student's token ids do not mean what the teacher's do: give it the teacher's tokenizer "

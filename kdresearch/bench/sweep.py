@@ -18,7 +18,7 @@ from kdresearch.artifacts import digest
 from kdresearch.bench import identity
 from kdresearch.bench.contents import FINISHED, damage
 from kdresearch.bench.lock import is_held
-from kdresearch.bench.schema import RUN, read_json, write_json
+from kdresearch.bench.schema import RUN, read_json, write_json, write_record
 from kdresearch.errors import UserError
 
 DONE, RUNNING, RESUMABLE, DIVERGED, FAILED, MISSING = STATES = (
@@ -63,7 +63,7 @@ def cell_name(config: Mapping[str, Any], values: Sequence[str]) -> str:
     """
     words = [re.split(r"[./]", key)[-1] + f"_{value}" for key, _, value in (word.partition("=") for word in values)]
     words = [re.sub(r"^(student|strategy)_", "", word) for word in words]
-    readable = re.sub(r"[^\w.-]+", "_", "-".join(words))[:_LONGEST].strip("_.-")
+    readable = re.sub(r"[^\w.-]+|_{2,}", "_", "-".join(words))[:_LONGEST].strip("_.-")
     settings = {name: config.get(name) for name in identity.SECTIONS}
     settings["source"] = (config.get("data") or {}).get("source")  # where the rows are: another file, another cell
     resolved = identity.settings(settings, content=digest(identity.normalised(settings["source"])), teacher=None)
@@ -100,9 +100,9 @@ def state_of(folder: Path, cell: Cell) -> CellState:
 
 def write_manifest(folder: Path, cells: Sequence[Cell]) -> None:
     """Keep the cells of a sweep beside them, with those of earlier commands in the same folder."""
-    known = {cell.name: cell for cell in _read_manifest(folder)} | {cell.name: cell for cell in cells}
+    cells_by_name = {cell.name: cell for cell in _read_manifest(folder)} | {cell.name: cell for cell in cells}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MANIFEST, {"cells": [asdict(cell) for cell in known.values()]})
+    write_json(folder / MANIFEST, {"cells": [asdict(cell) for cell in cells_by_name.values()]})
 
 
 def read_manifest(folder: Path) -> list[Cell]:
@@ -129,12 +129,12 @@ def summary(states: Iterable[CellState]) -> str:
 
 def remaining_seconds(states: Sequence[CellState]) -> float | None:
     """What the cells that are not done would take one after another, by the mean of those that are; None without."""
-    done = [state.seconds for state in states if state.state == DONE and state.seconds is not None]
-    left = [state for state in states if state.state in (RUNNING, RESUMABLE, MISSING)]
-    if not done:
+    durations = [state.seconds for state in states if state.state == DONE and state.seconds is not None]
+    pending = [state for state in states if state.state in (RUNNING, RESUMABLE, MISSING)]
+    if not durations:
         return None
-    mean = sum(done) / len(done)
-    return sum(max(0.0, mean - (state.seconds or 0.0)) for state in left)
+    mean = sum(durations) / len(durations)
+    return sum(max(0.0, mean - (state.seconds or 0.0)) for state in pending)
 
 
 def mean_bytes(states: Iterable[CellState]) -> float | None:
@@ -148,7 +148,7 @@ def record_failure(folder: Path, reason: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts = read_json(folder / RUN)
     if facts.get("status") is None:
-        write_json(folder / RUN, {"status": FAILED, "cell": {}, "reason": reason})
+        write_record(folder / RUN, {"status": FAILED, "cell": {}, "reason": reason})
 
 
 def teacher_key(teacher: Any) -> str | None:

@@ -131,5 +131,5 @@ def _samples(generator: dict[str, Any], name: str) -> Samples | None:
 def _missing(node: Any, path: str = "") -> list[str]:
     """Paths of the values that are still ``???``."""
     if isinstance(node, dict):
-        return [name for key, each in node.items() for name in _missing(each, f"{path}.{key}" if path else str(key))]
+        return [name for key, item in node.items() for name in _missing(item, f"{path}.{key}" if path else str(key))]
     return [path] if node == "???" else []

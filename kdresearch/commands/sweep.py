@@ -49,8 +49,8 @@ def _status(folder: Path, watch: float | None) -> int:
         states = [sweep.state_of(folder, cell) for cell in sweep.read_manifest(folder)]
         _print_states(states)
         counts = Counter(state.state for state in states)
-        left = sweep.remaining_seconds(states)
-        print(sweep.summary(states) + ("" if not left else f"; about {duration(left)} of one process left"))
+        remaining = sweep.remaining_seconds(states)
+        print(sweep.summary(states) + ("" if not remaining else f"; about {duration(remaining)} of one process left"))
         if watch is None or not (counts[sweep.RUNNING] or counts[sweep.MISSING] or counts[sweep.RESUMABLE]):
             return 1 if counts[sweep.FAILED] + counts[sweep.DIVERGED] else 0
         time.sleep(watch)
@@ -63,8 +63,11 @@ def _print_states(states: Sequence[CellState]) -> None:
         print(f"{state.cell.name:<{width}}  {state.state:<9}  {seconds:>8}  {state.reason or ''}".rstrip())
 
 
-def show_end(folder: Path, states: Sequence[CellState]) -> None:
+def show_end(folder: Path, states: Sequence[CellState], compare: bool = True) -> None:
     """Print what a sweep came to: the comparison of its finished cells and the page, then the cells that are not.
+
+    Args:
+        compare: False leaves the comparison out.
 
     Raises UserError where cells failed, so that the command does.
     """
@@ -73,7 +76,7 @@ def show_end(folder: Path, states: Sequence[CellState]) -> None:
     from kdresearch.commands.report import report
 
     recorded = [folder / state.cell.name for state in states if state.state not in (MISSING,)]
-    if any(state.state == DONE for state in states):
+    if compare and any(state.state == DONE for state in states):
         report([path for path in recorded if path.is_dir()], folder / "report")
     lost = [state for state in states if state.state in (FAILED, DIVERGED)]
     for state in lost:

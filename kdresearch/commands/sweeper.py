@@ -27,13 +27,19 @@ class CellSweeper(BasicSweeper):
         max_batch_size: how many cells the launcher takes at once; None leaves all to it.
         params: swept values beside those of the command line.
         dry_run: print the cells and what they would cost, and run nothing.
+        report: compare the cells at the end.
     """
 
     def __init__(
-        self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None, dry_run: bool = False
+        self,
+        max_batch_size: int | None = None,
+        params: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+        report: bool = True,
     ) -> None:
         super().__init__(max_batch_size, dict(params or {}))
         self.dry_run = dry_run
+        self.report = report
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the cells that are missing, then show how all of them stand.
@@ -64,7 +70,7 @@ class CellSweeper(BasicSweeper):
         pending = [state.cell for state in before if _is_pending(state, retry)]
         say(f"{folder}: {len(cells)} cells, {sweep.summary(before)}; {len(pending)} to run")
         results = self._launch(folder, pending, stop=on_failure == "stop")
-        show_end(folder, [sweep.state_of(folder, cell) for cell in cells])
+        show_end(folder, [sweep.state_of(folder, cell) for cell in cells], self.report)
         return results
 
     def _compositions(self, folder: Path, arguments: Sequence[str]) -> list[tuple[Cell, Composition]]:

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
         try:
             hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")(job)()
         except SystemExit as stopped:
-            raise (stopped.__cause__ if isinstance(stopped.__cause__, UserError) else stopped) from None
+            if isinstance(stopped.__cause__, Exception):  # a job's own
+                raise stopped.__cause__ from stopped.__cause__.__cause__
+            raise
     return 0
 
 
@@ -53,11 +55,12 @@ def job(cfg: DictConfig) -> float | None:
     composition = Composition(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
     try:
         record = train(composition, Path(hydra.runtime.output_dir))
-    except UserError as error:
+    except Exception as error:
         if hydra.mode == RunMode.RUN:  # Hydra prints the overrides before an Exception, and this is one line
             raise SystemExit(2) from error
-        say(f"{Path(hydra.runtime.output_dir).name} failed: {error}")
-        record_failure(Path(hydra.runtime.output_dir), str(error))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        say(f"{Path(hydra.runtime.output_dir).name} failed: {reason}")
+        record_failure(Path(hydra.runtime.output_dir), reason)
         raise
     return record.metrics.get(record.plan.selection.monitor)
 

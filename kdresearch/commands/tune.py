@@ -95,7 +95,9 @@ def _tune(overrides: list[str], search: list[str]) -> Path:
         cfg, sweep = _composed([*search, *method.overrides])
         folder = folder or sweep
         space = _space(cfg, setting_names)
-        required = [each.key for each in space if not each.key.startswith("strategy.") or needs_teacher(cfg)]
+        required = [
+            dimension.key for dimension in space if not dimension.key.startswith("strategy.") or needs_teacher(cfg)
+        ]
         if lacking := [key for key in required if not _has(cfg, key)]:
             say(f"{method.name} has no {', '.join(lacking)}: not searched")
         trials = _trials(method, cfg, search, space, folder)
@@ -201,7 +203,7 @@ def _trials(
     settings: Any = OmegaConf.to_container(cfg.tune, resolve=True)
     monitor, mode = str(cfg.selection.monitor), str(cfg.selection.mode)
     sections = ("shared", "method") if needs_teacher(cfg) else ("shared",)
-    searched = {each.key for name in sections for each in dimensions(settings.get(name) or {})}
+    searched = {dimension.key for name in sections for dimension in dimensions(settings.get(name) or {})}
     usable = {key for key in searched if _has(cfg, key)}
     sampled = points(space, settings["trials"] - 1, settings["search_seed"])
     tried = [{}, *({key: value for key, value in point.items() if key in usable} for point in sampled)]

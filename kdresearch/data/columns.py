@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kdresearch.data.corpus import Row
 from kdresearch.errors import UserError, choices
 
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?\d{1,1000}")  # of more digits Python makes no number
 
 
 class Texts(NamedTuple):
@@ -45,7 +45,7 @@ def clean_columns(origin: str, part: str, texts: Sequence[object], labels: Seque
         [row for row, label in enumerate(labels) if _is_missing(label)],
         "no label (hidden test labels belong to data.unlabelled)",
     )
-    odd = [row for row, label in enumerate(labels) if not isinstance(label, str | int | float)]
+    odd = [row for row, label in enumerate(labels) if not (_is_text(label) or isinstance(label, int | float))]
     _refuse(origin, part, odd, "a label that is neither a string nor a number")
     names = [unicodedata.normalize("NFC", str(label).strip()) for label in labels]
     written = sum(name != str(label) for name, label in zip(names, labels, strict=True))

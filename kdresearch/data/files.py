@@ -207,7 +207,7 @@ def _json_lines(origin: str, content: str, names: Sequence[str]) -> tuple[list[o
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a depth of thousands of levels
             raise UserError(f"{origin}, line {number}: not one JSON object per line ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{origin}, line {number}: not one JSON object per line but a {type(record).__name__}")
@@ -224,9 +224,11 @@ def _parquet(origin: str, path: Path, names: Sequence[str]) -> tuple[list[object
         with pq.ParquetFile(path) as file:
             _require(origin, names, file.schema_arrow.names)
             table = file.read(columns=list(names))
-    except (pa.ArrowException, OSError) as error:
+        return tuple(table.column(name).to_pylist() for name in names)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # texts in no UTF-8, years after 9999
         raise UserError(f"{origin} is no readable Parquet file ({error})") from error
-    return tuple(table.column(name).to_pylist() for name in names)
 
 
 def _require(origin: str, names: Sequence[str], present: Sequence[str]) -> None:

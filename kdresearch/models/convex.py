@@ -79,12 +79,12 @@ def _scores(
     width = max(1, _CHUNK // max(1, source.shape[1]))
     if coefficients.shape[1] <= width:
         return np.asarray(rows @ _weights(source, square, coefficients))
-    found = np.empty((rows.shape[0], coefficients.shape[1]), coefficients.dtype)
+    outcome = np.empty((rows.shape[0], coefficients.shape[1]), coefficients.dtype)
     for first in range(0, coefficients.shape[1], width):
         part = slice(first, first + width)
         some = square if square is None or square.shape[1] == 1 else square[:, part]
-        found[:, part] = rows @ _weights(source, some, np.ascontiguousarray(coefficients[:, part]))
-    return found
+        outcome[:, part] = rows @ _weights(source, some, np.ascontiguousarray(coefficients[:, part]))
+    return outcome
 
 
 class Vector(NamedTuple):
@@ -94,14 +94,14 @@ class Vector(NamedTuple):
     scores: np.ndarray  # X Xᵀ A [N, K]
     bias: np.ndarray  # [K]
 
-    def dot(self, other: Vector) -> float:
-        return float(np.vdot(self.coefficients, other.scores) + np.vdot(self.bias, other.bias))
+    def dot(self, vector: Vector) -> float:
+        return float(np.vdot(self.coefficients, vector.scores) + np.vdot(self.bias, vector.bias))
 
-    def plus(self, factor: float, other: Vector) -> Vector:
-        return Vector(*(mine + mine.dtype.type(factor) * their for mine, their in zip(self, other, strict=True)))
+    def plus(self, factor: float, vector: Vector) -> Vector:
+        return Vector(*(mine + mine.dtype.type(factor) * their for mine, their in zip(self, vector, strict=True)))
 
-    def add(self, factor: float, other: Vector) -> None:
-        for mine, their in zip(self, other, strict=True):
+    def add(self, factor: float, vector: Vector) -> None:
+        for mine, their in zip(self, vector, strict=True):
             mine += mine.dtype.type(factor) * their
 
     def times(self, factor: float) -> Vector:
@@ -141,27 +141,27 @@ def minimise(
     history = max(2, min(HISTORY, _HISTORY_BYTES // (4 * start.scores.nbytes)))
     value, slope = loss(point.scores + point.bias)
     gradient = _gradient(features, slope, point, penalty)
-    done = 0
-    while (norm := math.sqrt(max(0.0, gradient.dot(gradient)))) > tolerance and done < iterations:
+    completed = 0
+    while (norm := math.sqrt(max(0.0, gradient.dot(gradient)))) > tolerance and completed < iterations:
         direction = _direction(gradient, pairs)
         if gradient.dot(direction) >= 0:  # what rounding left of the history leads nowhere
             pairs, direction = [], gradient.times(-1.0)
         step = 1.0 if pairs else 1.0 / max(1.0, norm)
-        found = _search(loss, point, direction, value, slope, penalty, step)
-        if found is None:
+        outcome = _search(loss, point, direction, value, slope, penalty, step)
+        if outcome is None:
             if not pairs:
                 break
             pairs = []
             continue
-        step, value, slope = found
+        step, value, slope = outcome
         move = direction.times(step)
         point = point.plus(1.0, move)
         before, gradient = gradient, _gradient(features, slope, point, penalty)
         change = gradient.plus(-1.0, before)
         if (curvature := change.dot(move)) > 0:
             pairs = [*pairs[1 - history :], (move, change, curvature)]
-        done += 1
-    return Solution(point, value + penalty / 2 * float(np.vdot(point.coefficients, point.scores)), norm, done)
+        completed += 1
+    return Solution(point, value + penalty / 2 * float(np.vdot(point.coefficients, point.scores)), norm, completed)
 
 
 def _gradient(features: Features, slope: np.ndarray, point: Vector, penalty: float) -> Vector:
@@ -172,16 +172,16 @@ def _gradient(features: Features, slope: np.ndarray, point: Vector, penalty: flo
 
 def _direction(gradient: Vector, pairs: list[tuple[Vector, Vector, float]]) -> Vector:
     """−H·gradient, by the two loops (Nocedal & Wright 2006, alg. 7.4)."""
-    found, shares = gradient.times(-1.0), []
+    outcome, shares = gradient.times(-1.0), []
     for move, change, curvature in reversed(pairs):
-        shares.append(move.dot(found) / curvature)
-        found.add(-shares[-1], change)
+        shares.append(move.dot(outcome) / curvature)
+        outcome.add(-shares[-1], change)
     if pairs:
         _, change, curvature = pairs[-1]
-        found = found.times(curvature / change.dot(change))
+        outcome = outcome.times(curvature / change.dot(change))
     for move, change, curvature in pairs:
-        found.add(shares.pop() - change.dot(found) / curvature, move)
-    return found
+        outcome.add(shares.pop() - change.dot(outcome) / curvature, move)
+    return outcome
 
 
 def _search(

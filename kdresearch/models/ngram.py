@@ -15,9 +15,10 @@ from kdresearch.errors import UserError, choices
 from kdresearch.models.model import TextModel, class_names
 from kdresearch.structures import LOGITS, UNLABELLED, Batch, Outputs, Signature, Tokens, check_needs
 
-WEIGHTINGS = ("auto", "nb", "tfidf", "none")
+WEIGHTINGS = ("auto", "nb", "tfidf", "nb_tfidf", "none")
+UNIT = ("tfidf", "nb_tfidf")  # those whose rows have length 1
 TFIDF_WORDS = 2  # words of the n-grams that TF-IDF reads: longer ones take too much of a row's length
-_LARGEST = 1 << 28  # weights beyond which ``auto`` does not try ``nb``, which holds as many ratios
+_LARGEST = 1 << 28  # weights beyond which ``auto`` does not try ``nb_tfidf``, which makes as many ratios
 
 
 class NgramLinear(TextModel):
@@ -29,10 +30,14 @@ class NgramLinear(TextModel):
     - ``nb``: the naive Bayes log-count ratio of class c against the rest (Wang & Manning 2012, eq. 2);
     - ``tfidf``: (ln((1 + n) / (1 + n_i)) + 1) / ‖·‖₂, of n_i rows out of n, divided by the length that all of a text's
       have together; n-grams of more than two words are left out where the tokenizer tells which these are;
+    - ``nb_tfidf``: as ``tfidf``, of n-grams of any length, each times √ρ, ρ being the root mean square of its
+      log-count ratios over the classes: supervised term weighting (Debole & Sebastiani 2003; for two classes, with ρ
+      instead of √ρ, the delta TF-IDF of Martineau & Finin 2009, in rows of length 1 as Paltoglou & Thelwall 2010 have
+      them), damped as Wu et al. (2017) ask for, which does better on validation rows;
     - ``none``: 1;
-    - ``auto``: ``nb`` or ``tfidf``, whichever does better on the validation rows; ``nb`` where it is not solved.
+    - ``auto``: ``nb_tfidf`` or ``tfidf``, whichever does better on the validation rows; ``nb`` where it is not solved.
 
-    Where it is solved (``models.solver``), ``nb`` is folded into the weights, which are those of plain features then.
+    Where it is solved (``models.solver``), r of ``nb`` is folded into the weights: they are those of plain features.
 
     Args:
         vocabulary: V, the padding id 0 included.
@@ -62,7 +67,7 @@ class NgramLinear(TextModel):
         nn.init.zeros_(self.weight.weight)
         self.bias = nn.Parameter(torch.zeros(self.columns))
         self.ratio: Tensor
-        self.register_buffer("ratio", torch.ones(vocabulary if weighting == "tfidf" else 1, 1))
+        self.register_buffer("ratio", torch.ones(vocabulary if weighting in UNIT else 1, 1))
 
     @property
     def weighting(self) -> str:
@@ -82,37 +87,42 @@ class NgramLinear(TextModel):
         """The weightings that are tried."""
         if self.weighting != "auto":
             return (self.weighting,)
-        return ("tfidf",) if self.vocabulary * self.columns > _LARGEST else ("nb", "tfidf")
+        return ("tfidf",) if self.vocabulary * self.columns > _LARGEST else ("nb_tfidf", "tfidf")
 
     def ratios(
         self, rows: sparse.csr_matrix, label: np.ndarray, weighting: str, lengths: np.ndarray | None = None
     ) -> np.ndarray | None:
-        """r [V, columns] of ``nb``, [V, 1] of ``tfidf`` before any row's length; None for plain features.
+        """r [V, columns] of ``nb``, [V, 1] of the ``UNIT`` weightings before any row's length; None for plain features.
 
         Args:
             rows: [N, V] features.
-            label: [N], UNLABELLED where there is none; ``nb`` counts the others.
+            label: [N], UNLABELLED where there is none; the log-count ratios are of the others.
             lengths: [V] words of each feature, 0 of those that are no words; None where it is not known.
         """
+        if weighting == "none":
+            return None
         if weighting == "nb":
-            known = label != UNLABELLED
-            one = sparse.csr_matrix((np.ones(known.sum()), (label[known], np.flatnonzero(known))))
-            one.resize(self.classes, len(label))
-            counts = torch.from_numpy((one @ rows).T.toarray()).double()
-            return np.asarray(log_count_ratio(counts, self.smoothing).numpy())
-        if weighting == "tfidf":
-            frequency = np.bincount(rows.indices, minlength=self.vocabulary)
-            found: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + frequency)) + 1
-            found[0] = 0
-            if lengths is not None:
-                found[lengths > TFIDF_WORDS] = 0
-            return found[:, None]
-        return None
+            return self._log_count_ratios(rows, label)
+        frequency = np.bincount(rows.indices, minlength=self.vocabulary)
+        factors: np.ndarray = np.log((1 + rows.shape[0]) / (1.0 + frequency)) + 1
+        factors[0] = 0
+        if weighting == "nb_tfidf":
+            factors *= np.square(self._log_count_ratios(rows, label)).mean(1) ** 0.25
+        elif lengths is not None:
+            factors[lengths > TFIDF_WORDS] = 0
+        return factors[:, None]
+
+    def _log_count_ratios(self, rows: sparse.csr_matrix, label: np.ndarray) -> np.ndarray:
+        labelled = label != UNLABELLED
+        one = sparse.csr_matrix((np.ones(labelled.sum()), (label[labelled], np.flatnonzero(labelled))))
+        one.resize(self.classes, len(label))
+        counts = torch.from_numpy((one @ rows).T.toarray()).double()
+        return np.asarray(log_count_ratio(counts, self.smoothing).numpy())
 
     def place(self, weighting: str, ratio: np.ndarray | None, weights: np.ndarray, bias: np.ndarray) -> None:
-        """Take over weights [V, columns] of plain features, or of ``tfidf`` ones, and biases [columns]."""
+        """Take over weights [V, columns] of plain features, or of those of a ``UNIT`` weighting, and biases."""
         self.config["weighting"] = weighting
-        self.ratio = torch.from_numpy(ratio).float() if weighting == "tfidf" and ratio is not None else torch.ones(1, 1)
+        self.ratio = torch.from_numpy(ratio).float() if weighting in UNIT and ratio is not None else torch.ones(1, 1)
         with torch.no_grad():
             self.weight.weight.copy_(torch.from_numpy(weights))
             self.weight.weight[0] = 0
@@ -121,7 +131,7 @@ class NgramLinear(TextModel):
     def forward(self, tokens: Tokens, needs: frozenset[str] = LOGITS) -> Outputs:
         check_needs(self, needs)
         weight, values = self.weight.weight, None
-        if self.weighting == "tfidf":
+        if self.weighting in UNIT:
             values = self.ratio[tokens.ids, 0] * tokens.mask
             values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
         elif self.ratio.numel() > 1:
@@ -140,15 +150,15 @@ class NgramLinear(TextModel):
 
 def sparse_rows(batches: Iterable[Batch], vocabulary: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     """The features of rows as a matrix [N, V], and their labels [N]."""
-    ids, ends, labels, size = [], [np.zeros(1, np.int64)], [], 0
+    ids, boundaries, labels, size = [], [np.zeros(1, np.int64)], [], 0
     for batch in batches:
         lengths = batch.student.mask.sum(1).numpy()
         ids.append(batch.student.ids[batch.student.mask].numpy().astype(np.int32))
-        ends.append(size + np.cumsum(lengths))
+        boundaries.append(size + np.cumsum(lengths))
         size += int(lengths.sum())
         labels.append(batch.label.numpy())
     indices, label = np.concatenate(ids), np.concatenate(labels)
-    rows = sparse.csr_matrix((np.ones(size), indices, np.concatenate(ends)), shape=(len(label), vocabulary))
+    rows = sparse.csr_matrix((np.ones(size), indices, np.concatenate(boundaries)), shape=(len(label), vocabulary))
     return rows, label
 
 
@@ -161,9 +171,9 @@ def log_count_ratio(counts: Tensor, smoothing: float = 1.0) -> Tensor:
     Returns:
         [V, C], or for two classes [V, 1]: the second against the first; 0 for features that never occur.
     """
-    own = counts + smoothing
+    smoothed = counts + smoothing
     rest = counts.sum(1, keepdim=True) - counts + smoothing
-    ratio = (own / own.sum(0)).log() - (rest / rest.sum(0)).log()
+    ratio = (smoothed / smoothed.sum(0)).log() - (rest / rest.sum(0)).log()
     ratio[counts.sum(1) == 0] = 0
     return (ratio[:, 1:] if counts.shape[1] == 2 else ratio).float()
 

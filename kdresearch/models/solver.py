@@ -10,10 +10,10 @@ from scipy import sparse
 
 from kdresearch.errors import UserError, choices
 from kdresearch.models.convex import Features, ScoreLoss, Solution, Vector, minimise, norm_at_zero, zero
-from kdresearch.models.ngram import NgramLinear
+from kdresearch.models.ngram import UNIT, NgramLinear
 
 METHODS = ("auto", "lbfgs", "none")
-_NEAR = 1e-2  # of the gradient at 0, where the next strength is tried
+_NEAR = 3e-3  # of the gradient at 0, where the next strength is tried
 _ITERATIONS = 1000
 _DOUBLE = 1 << 18  # scores up to which they are computed in double precision
 
@@ -48,7 +48,7 @@ class Solver:
         self,
         *,
         method: str = "auto",
-        strengths: Sequence[float] = (3, 10, 30, 100),
+        strengths: Sequence[float] = (3, 10, 30, 100, 300),
         calibrate: bool = True,
         tolerance: float = 1e-3,
     ) -> None:
@@ -116,7 +116,7 @@ class Optima:
     def _design(self, weighting: str) -> tuple[Features, sparse.csr_matrix, np.ndarray | None]:
         """The training rows and the held ones as a weighting reads them, and its ratios."""
         ratio = self.model.ratios(self.rows, self.label, weighting, self.lengths)
-        if weighting != "tfidf" or ratio is None:
+        if weighting not in UNIT or ratio is None:
             return Features(self.rows.astype(self.dtype), ratio), self.held.astype(self.dtype), ratio
         rows, held = (
             _unit_rows(each @ sparse.diags(ratio[:, 0])).astype(self.dtype) for each in (self.rows, self.held)

@@ -123,16 +123,18 @@ def _failures(
     finished = {(runs[0].method, run.seeds) for runs in methods for run in runs}
     names = {runs[0].method for runs in methods}
     data = {runs[0].fingerprint for runs in methods}
-    ends: dict[str, dict[Any, Record]] = defaultdict(dict)
+    unfinished_runs: dict[str, dict[Any, Record]] = defaultdict(dict)
     for record in unfinished:
         same_data = (record.info.get("data") or {}).get("fingerprint") in data
         if same_data and (record.method, record.seeds) not in finished:
-            ends[record.method][record.seeds] = record
-    counts = {method: dict(Counter(record.outcome for record in runs.values())) for method, runs in ends.items()}
+            unfinished_runs[record.method][record.seeds] = record
+    counts = {
+        method: dict(Counter(record.outcome for record in runs.values())) for method, runs in unfinished_runs.items()
+    }
     lost = [
         f"{record.cell.get('student')} {record.cell.get('strategy')} ({record.path}): no run finished, "
         f"{counted(counts[method])}."
-        for method, runs in ends.items()
+        for method, runs in unfinished_runs.items()
         if method not in names
         for record in list(runs.values())[:1]
     ]

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdresearch.artifacts import file_sha256, without_sum
 from kdresearch.bench.identity import method
 from kdresearch.errors import UserError
 from kdresearch.reporting.settings import settings_of
 
 Floats = NDArray[np.float64]
+_FILES = {"metrics.json", "metrics.csv", "predictions.parquet"}  # those that a report reads
 
 
 class BrokenRecord(Exception):
@@ -183,6 +185,9 @@ def read(path: Path) -> Record:
         absent = [key for key in keys if key not in (info.get(section) or {})]
         if absent:
             raise BrokenRecord(f"run.json lacks {', '.join(f'{section}.{key}' for key in absent)}")
+    for name in _FILES & (info.get("files") or {}).keys():  # records of earlier versions have no checksums
+        if (path / name).is_file() and file_sha256(path / name) != info["files"][name]:
+            raise BrokenRecord(f"{name} is damaged (it is not the file that was written)")
     return Record(path, info, _json(path / "metrics.json"))
 
 
@@ -193,7 +198,8 @@ def read_predictions(path: Path) -> Predictions:
 
     columns = ["id", "label", "student_logits", "teacher_logits"]
     try:
-        table = pq.read_table(path, columns=columns, filters=[("split", "=", "test"), ("label", ">=", 0)])
+        rows = [("split", "=", "test"), ("label", ">=", 0)]
+        table = pq.read_table(path, columns=columns, filters=rows, page_checksum_verification=True)
     except FileNotFoundError:
         raise BrokenRecord(f"{path.name} is missing") from None
     except (pa.ArrowException, OSError) as problem:
@@ -238,11 +244,14 @@ def _json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BrokenRecord(f"{path.name} is missing") from None
-    except (OSError, ValueError) as problem:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as problem:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise BrokenRecord(f"{path.name} is damaged ({_reason(problem, path)})") from problem
     if not isinstance(content, dict):
         raise BrokenRecord(f"{path.name} is not a mapping")
-    return content
+    try:
+        return without_sum(content)
+    except ValueError as problem:
+        raise BrokenRecord(f"{path.name} is damaged ({problem})") from problem
 
 
 def _reason(problem: Exception, path: Path) -> str:

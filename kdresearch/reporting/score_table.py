@@ -145,15 +145,15 @@ def _row(system: System, reference: Floats | None, binary: bool, resolve: float 
     single = len(scores) == len(reference) == 1
     permutation = paired_permutation(scores, reference)
     several = min(len(scores), len(reference)) > 1
-    more = seeds_to_resolve(scores, reference, resolve) if resolve and several else None
+    seeds_needed = seeds_to_resolve(scores, reference, resolve) if resolve and several else None
     return ScoreRow(
         system, mean, sd,
         difference=two_way_bootstrap(scores, reference),
         p=permutation if single else two_way_test(scores, reference),
         permutation=permutation,
         mcnemar=mcnemar(scores, reference) if single and binary else None,
-        more_seeds=more,
-        unresolvable=bool(resolve and several and more is None),
+        more_seeds=seeds_needed,
+        unresolvable=bool(resolve and several and seeds_needed is None),
     )  # fmt: skip
 
 
@@ -184,28 +184,28 @@ def headings_and_rows(table: ScoreTable, resolve: float | None) -> tuple[list[st
     if any(row.mcnemar is not None for row in table.rows):
         columns["McNemar"] = [_p(row.mcnemar) for row in table.rows]
     if resolve is not None:
-        columns["more seeds"] = [_more(row) for row in table.rows]
+        columns["more seeds"] = [_seeds_needed(row) for row in table.rows]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def markdown(comparison: ScoreComparison) -> str:
     """Every table as a section."""
-    parts = []
+    sections = []
     for table in comparison.tables:
         headings, rows = headings_and_rows(table, comparison.resolve)
         title = f"## {table.board.data}, {len(table.board.items):,} items"
-        parts.append(f"{title}\n\n{pipe_table(headings, rows, [False, *[True] * (len(headings) - 1)])}")
-    parts.append(caption(comparison))
+        sections.append(f"{title}\n\n{pipe_table(headings, rows, [False, *[True] * (len(headings) - 1)])}")
+    sections.append(caption(comparison))
     if comparison.aggregates:
-        parts.append(f"## Over {len(comparison.tables)} data sets\n\n{_over_all(comparison)}")
-        parts.append(
+        sections.append(f"## Over {len(comparison.tables)} data sets\n\n{_over_all(comparison)}")
+        sections.append(
             "The interquartile mean is that of the middle half of all runs; the probability of improvement that a run "
             f"is better than one of {comparison.tables[0].baseline}, a mean over data sets; both with 95 % intervals "
             "over seeds (Agarwal et al. 2021). A failed run counts as the worst."
         )
     if comparison.notes:
-        parts.append(bullets(comparison.notes))
-    return "\n\n".join(parts) + "\n"
+        sections.append(bullets(comparison.notes))
+    return "\n\n".join(sections) + "\n"
 
 
 def caption(comparison: ScoreComparison) -> str:
@@ -247,10 +247,10 @@ def comma_separated(comparison: ScoreComparison) -> str:
     )  # fmt: skip
     for table in comparison.tables:
         for row in table.rows:
-            ends = row.difference or (None, None, None)
+            interval = row.difference or (None, None, None)
             writer.writerow(
                 [table.board.data, len(table.board.items), row.system.name, len(row.system.scores),
-                 counted(row.system.failures), row.mean, row.sd, table.baseline, *ends, row.p, row.permutation,
+                 counted(row.system.failures), row.mean, row.sd, table.baseline, *interval, row.p, row.permutation,
                  row.mcnemar, row.more_seeds]
             )  # fmt: skip
     return file.getvalue()
@@ -258,17 +258,17 @@ def comma_separated(comparison: ScoreComparison) -> str:
 
 def latex(comparison: ScoreComparison) -> str:
     """A booktabs table for each data set."""
-    parts = ["% needs \\usepackage{booktabs}"]
+    sections = ["% needs \\usepackage{booktabs}"]
     for table in comparison.tables:
         headings, rows = headings_and_rows(table, comparison.resolve)
         body = "".join(f"{' & '.join(map(tex, row))} \\\\\n" for row in rows)
         title = tex(f"{table.board.data}, {len(table.board.items):,} items. {caption(comparison)}")
-        parts.append(
+        sections.append(
             f"\\begin{{table}}\n\\centering\\small\n\\caption{{{title}}}\n"
             f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
             f"{' & '.join(map(tex, headings))} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _runs(system: System) -> str:
@@ -307,7 +307,7 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _more(row: ScoreRow) -> str:
+def _seeds_needed(row: ScoreRow) -> str:
     if row.unresolvable:
         return "more items"
     return NOTHING if row.more_seeds is None else f"{row.more_seeds}"

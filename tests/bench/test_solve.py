@@ -45,7 +45,7 @@ def test_a_record_says_how_it_was_solved(labels: str, tmp_path: Path) -> None:
     facts = train(tmp_path / "run", f"data.labels={labels}")
     solver = facts["solver"]
     assert facts["status"] == "finished" and facts["updates"] == solver["iterations"] > 0
-    assert solver["weighting"] in ("nb", "tfidf") and solver["strength"] in (3, 10, 30, 100)
+    assert solver["weighting"] in ("nb_tfidf", "tfidf") and solver["strength"] in (3, 10, 30, 100, 300)
     assert not (tmp_path / "run" / "checkpoints").exists()
     with (tmp_path / "run" / "metrics.csv").open() as file:
         curve = [row for row in csv.DictReader(file) if row["val/accuracy"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, capsys: pytest.Captur
     assert "4 done; 0 to run" in again.err and "training:" not in again.err
     assert again.out == printed.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert run(tmp_path, *grid, "hydra.sweeper.report=false") == 0
+    assert capsys.readouterr().out == ""
     # a larger grid adds to it, and an equal value written otherwise does not
     assert run(tmp_path, "strategy=supervised,soft_label", "seed=1,2,3", "optimizer=adamw") == 0
     assert capsys.readouterr().err.count("training: 2 epochs") == 2
@@ -166,6 +169,16 @@ def test_names_of_folders() -> None:
     assert sweeps.cell_name(equal, ["seed=1"]) == sweeps.cell_name(config, ["seed=1"])
     other = {**config, "data": {"source": {"train": "b.csv"}}}
     assert sweeps.cell_name(other, ["seed=1"]) != sweeps.cell_name(config, ["seed=1"])
+
+
+@pytest.mark.parametrize("experiment", ["temperature", "labels", "zoo", "inputs", "overconfident"])
+def test_grids_compose(experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "-m", f"experiment={experiment}", "student=textcnn", "teacher=ngram", "--dry-run"]
+    assert main([*words, f"hydra.sweep.dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    cells = int(re.search(r"^(\d+) cells in", printed, re.M)[1])  # type: ignore[index]
+    assert cells == len(set(re.findall(r"^(\S+) +missing", printed, re.M))) >= 12
+    assert "paid for once" in printed
 
 
 def test_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,3 +255,38 @@ def test_the_published_trec_file_is_not_utf8() -> None:
     refusal("suffix", train=raw, test=test)
     refusal("not UTF-8", "0xf0 at offset 3695, line 66", train=raw, test=test, format="tsv")
     assert raw.read_bytes()[3695] == 0xF0 and b"\xf0" in raw.read_bytes().split(b"\n")[65]
+
+
+@pytest.mark.parametrize(
+    ("line", "needle"),
+    [
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1"),
+        ("[" * 100_000 + "]" * 100_000, "line 1"),
+        ('{"text": "a", "label": "\\ud800"}', "neither a string nor a number"),
+    ],
+    ids=["digits", "depth", "surrogate"],
+)
+def test_json_that_python_makes_nothing_of_is_refused(tmp_path: Path, line: str, needle: str) -> None:
+    (tmp_path / "train.jsonl").write_text(f'{line}\n{{"text": "b", "label": "x"}}\n')
+    (tmp_path / "test.jsonl").write_text('{"text": "b", "label": "x"}\n')
+    refusal("data.train", needle, train=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl")
+
+
+def test_label_names_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
+    long = "9" * 5000
+    paths = write(tmp_path, train=f"text,label\na,{long}\nb,1\n", test=f"text,label\nc,{long}\n")
+    assert Files(**paths).classes == ("1", long)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")),
+        pa.array([2**62], pa.timestamp("us")),
+    ],
+    ids=["utf8", "year"],
+)
+def test_parquet_values_that_python_has_none_for_are_refused(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": column, "label": ["x"]}), tmp_path / "a.parquet")
+    paths = write(tmp_path, test=TEST)
+    refusal("no readable Parquet", train=tmp_path / "a.parquet", test=paths["test"])

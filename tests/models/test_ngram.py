@@ -94,6 +94,29 @@ def test_tfidf_scores_are_those_of_scikit_learns_rows(classes: int) -> None:
     torch.testing.assert_close(logits if classes == 3 else logits[:, 1:] - logits[:, :1], scores)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_nb_tfidf_is_tfidf_times_the_root_of_the_mean_square_of_the_ratios(classes: int) -> None:
+    batches = [batch([0, 1], [1, 2, 5], [3]), batch([1, 0, classes - 1], [], [4, 1, 2, 3], [1, 4])]
+    model = NgramLinear(6, classes, weighting="nb_tfidf")
+    rows, label = sparse_rows(batches, 6)
+    ratio = model.ratios(rows, label, "nb_tfidf", np.array([0, 1, 2, 3, 1, 1]))
+    nb, tfidf = model.ratios(rows, label, "nb"), model.ratios(rows, label, "tfidf")
+    assert nb is not None and tfidf is not None and ratio is not None and ratio.shape == (6, 1)
+    expected = [tfidf[i, 0] * (sum(r**2 for r in nb[i]) / nb.shape[1]) ** 0.25 for i in range(6)]
+    np.testing.assert_allclose(ratio[:, 0], expected)  # n-grams of three words among them
+    model.prepare(batches)
+    torch.nn.init.normal_(model.weight.weight)
+    torch.nn.init.normal_(model.bias)
+    values = (
+        torch.tensor([[0, *([1] * 5)]]).float()
+        * torch.from_numpy(ratio[:, 0]).float()
+        * torch.tensor([[0, 1, 1, 0, 0, 1]])
+    )
+    scores = values / values.norm() @ model.weight.weight + model.bias
+    logits = model(tokens([1, 2, 5])).logits
+    torch.testing.assert_close(logits if classes == 3 else logits[:, 1:] - logits[:, :1], scores)
+
+
 def test_tfidf_reads_n_grams_of_two_words_at_most() -> None:
     model = NgramLinear(5, 2, weighting="tfidf")
     rows, label = sparse_rows([batch([0, 1], [1, 2, 3], [1, 3, 4])], 5)
@@ -182,7 +205,7 @@ def test_it_learns_what_a_word_tells() -> None:
 
 
 def test_what_it_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match=r"weighting: 'bn'.*auto, nb, tfidf, none"):
+    with pytest.raises(UserError, match=r"weighting: 'bn'.*auto, nb, tfidf, nb_tfidf, none"):
         NgramLinear(6, 2, weighting="bn")
     for model, field in ((NgramLinear(6, 2), "pooled"), (NgramBag(6, 2), "attention")):
         with pytest.raises(ValueError, match=f"does not provide {field}"):
