@@ -49,8 +49,8 @@ def test_a_record_says_how_it_was_solved(labels: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
     with (tmp_path / "run" / "metrics.csv").open() as file:
         curve = [row for row in csv.DictReader(file) if row["val/accuracy"]]
-    assert [float(row["solver/strength"]) for row in curve] == [3, 10, 30, 100] * 2
-    assert [row["epoch"] for row in curve] == [str(number) for number in range(8)]
+    assert [float(row["solver/strength"]) for row in curve] == [3, 10, 30, 100, 300] * 2
+    assert [row["epoch"] for row in curve] == [str(number) for number in range(10)]
     best = min(curve, key=lambda row: float(row["solver/calibrated_nll"]))
     assert curve[facts["best_epoch"] - 1] == best
     # The package answers as the run did.
