@@ -102,25 +102,11 @@ class Store:
 
     Args:
         root: the store's folder; by default ``KDRESEARCH_HOME``, else the platform's cache folder.
-        limit: bytes that it may hold, a number or words as ``20GB``; asked by what writes much (``room``).
-
-    Raises:
-        UserError: a limit that is no number of bytes.
     """
 
-    def __init__(self, root: str | Path | None = None, limit: int | str | None = None) -> None:
+    def __init__(self, root: str | Path | None = None) -> None:
         folder = root or os.environ.get("KDRESEARCH_HOME") or platformdirs.user_cache_dir("kdresearch")
         self.root = Path(folder).expanduser().absolute()
-        self.limit = None if limit is None else _bytes_of(limit)
-
-    def room(self) -> tuple[int, str]:
-        """The bytes that may still be written, and what bounds them, in words."""
-        free = shutil.disk_usage(next(place for place in (self.root, *self.root.parents) if place.exists())).free
-        if self.limit is not None:
-            left = max(0, self.limit - sum(artifact.bytes for artifact in self.artifacts()))
-            if left < free:
-                return left, f"store.limit={self.limit / 1e9:g}GB leaves"
-        return free, f"the disk of {self.root} has"
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """The folder of an artifact, whether it is there or not."""
@@ -343,16 +329,6 @@ def _free(path: Path) -> int:
         return shutil.disk_usage(path).free
     except OSError:
         return _NO_ROOM
-
-
-def _bytes_of(size: int | str) -> int:
-    """A number of bytes, from words such as ``500MB``."""
-    matched = re.fullmatch(r"([0-9.]+) *([kMGT]?)B?", str(size))
-    try:
-        assert matched is not None
-        return int(float(matched[1]) * 1000 ** " kMGT".index(matched[2] or " "))
-    except (AssertionError, ValueError):
-        raise UserError(f"store.limit: a number of bytes, as 20GB or 500MB, not {size!r}") from None
 
 
 def _fsync(path: Path) -> None:

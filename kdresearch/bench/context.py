@@ -36,6 +36,7 @@ class Context:
     store: Store = field(default_factory=Store)
     say: Callable[[str], None] = silent
     progress: Callable[[], Callback] = Callback  # makes what shows a training while it runs
+    store_limit: int | str | None = None  # bytes that the store may hold, or words as 20GB; see ``room``
 
 
 def prepare_process(plan: Plan) -> None:

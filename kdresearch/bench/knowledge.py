@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -14,18 +14,19 @@ import torch
 from kdresearch import package
 from kdresearch.bench.context import Context, teacher_device
 from kdresearch.bench.plan import BY_ACCURACY, FIT, Plan, TeacherPlan
+from kdresearch.bench.room import check_room
 from kdresearch.bench.teacher import TeacherPackages, compare_tokens
 from kdresearch.data.datamodule import TextDataModule
-from kdresearch.data.encoding import EncodedRows, WordRows
+from kdresearch.data.encoding import WordRows
 from kdresearch.errors import UserError
 from kdresearch.evaluation.metrics import better_than_chance, majority_share, task_metrics
 from kdresearch.models.frozen import teacher_signature
-from kdresearch.structures import Extract, Reading, Signature, Teacher
+from kdresearch.structures import Extract, Reading, Teacher
 from kdresearch.teachers.ask import accuracy_of, logits_of, member_accuracies
 from kdresearch.teachers.calibrated import CalibratedTeacher, fitted_temperature
 from kdresearch.teachers.crossfit import CrossFittedTeacher
 from kdresearch.teachers.ensemble import EnsembleTeacher, MappedTeacher, check_classes
-from kdresearch.teachers.leaves import NUMBERS, Leaf, leaves_of
+from kdresearch.teachers.leaves import NUMBERS, leaves_of
 from kdresearch.teachers.live import LiveTeacher
 from kdresearch.teachers.recorded import Inside, RecordedTeacher, record
 
@@ -142,40 +143,10 @@ def record_inside(
         precision=str(plan.teacher.precision),
         batch_size=plan.teacher.batch_size,
         device=teacher_device(plan),
-        check_room=partial(_check_room, context, leaves, signature, units),
+        check_room=partial(check_room, context, signature, units),
         say=context.say,
     )
     return RecordedTeacher(pieces, data.corpus, index, classes, leaves, signature)
-
-
-def _check_room(
-    context: Context, leaves: Sequence[Leaf], signature: Signature, units: EncodedRows, rows: np.ndarray, needed: int
-) -> None:
-    """Say what a recording takes; UserError, with what would take less, where there is no room for it."""
-    names = ", ".join(leaf.name for leaf in leaves)
-    recording = f"recording {names or 'class scores'} of {len(rows):,} rows takes {_in_words(needed)}"
-    room, bound = context.store.room()
-    if needed <= room:
-        context.say(recording)
-        return
-    lengths = units.lengths(rows)
-
-    def size(*stored: Leaf) -> str:
-        return _in_words(sum(int(leaf.bytes(signature, lengths).sum()) for leaf in stored))
-
-    smaller = [f"data.limit={len(rows) * room // needed} fits"]
-    if any(leaf.numbers != "int8" for leaf in leaves):
-        smaller.append(f"teacher.keep=int8 takes {size(*(replace(leaf, numbers='int8') for leaf in leaves))}")
-    if len(leaves) > 1:
-        smaller += [f"{leaf.name} alone takes {size(leaf)}" for leaf in (leaves[-1],)]
-    smaller.append("teacher.keep=false takes nothing: the teacher then runs beside the student in every epoch")
-    raise UserError(f"teacher.keep: {recording}, and {bound} {_in_words(room)}: {'; '.join(smaller)}")
-
-
-def _in_words(size: int) -> str:
-    """Bytes in a unit of their size."""
-    power = min(3, max(1, (len(str(size)) - 1) // 3))
-    return f"{size / 1000**power:.3g} {('kB', 'MB', 'GB')[power - 1]}"
 
 
 def record_teacher(

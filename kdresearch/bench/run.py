@@ -29,6 +29,7 @@ from kdresearch.bench.lock import hold
 from kdresearch.bench.loggers import CurveLogger
 from kdresearch.bench.plan import Plan
 from kdresearch.bench.record import Record
+from kdresearch.bench.room import bytes_of
 from kdresearch.bench.samples import add_samples, filter_by_teacher
 from kdresearch.bench.schema import METRICS, PREDICTIONS, write_json, write_predictions
 from kdresearch.bench.settings import resolve_settings
@@ -41,6 +42,7 @@ from kdresearch.errors import Diverged, UserError
 from kdresearch.evaluation.efficiency import directory_bytes, parameters
 from kdresearch.evaluation.task import CLASSIFICATION
 from kdresearch.models.solver import Solver
+from kdresearch.objectives.objective import join_extracts
 from kdresearch.strategies.distiller import Distiller
 from kdresearch.structures import LOGITS, RECORDED, SAME, Batch, Extract, Outputs, Signature, Teacher
 
@@ -77,6 +79,7 @@ def run(
     """
     context = context or Context()
     check_bounds(plan)
+    bytes_of(context.store_limit)  # refuses
     prepare_process(plan)
     check_training(plan)
     if plan.teacher is not None:
@@ -169,7 +172,8 @@ def check_signatures(plan: Plan, data: TextDataModule, context: Context) -> Chec
     solver = build_solver(plan, module, data, context)
     filtered = check_unlabelled(plan, module, data)
     live = plan.teacher is not None and (plan.teacher.mode == "live" or not module.teacher_needs <= RECORDED)
-    return Checked(module.teacher_extracts, live, module.compares_tokens, filtered, solver)
+    needs = join_extracts(module.objectives.values())  # type: ignore[arg-type]
+    return Checked(needs, live, module.compares_tokens, filtered, solver)
 
 
 @dataclass(frozen=True)

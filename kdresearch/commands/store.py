@@ -230,7 +230,8 @@ def _trained_on(artifact: Artifact) -> str:
 
 def _knowledge(artifact: Artifact, by_name: dict[str, Artifact]) -> str:
     key = artifact.key
-    return f"outputs of teacher {key['teacher'][:SHORT]}, {_rows(artifact)}precision {key['precision']}"
+    inside = "".join(f", {name}" for name in key.get("leaves", ()))
+    return f"outputs{inside} of teacher {key['teacher'][:SHORT]}, {_rows(artifact)}precision {key['precision']}"
 
 
 def _answers(artifact: Artifact, by_name: dict[str, Artifact]) -> str:

@@ -74,7 +74,6 @@ def train(composition: Composition, folder: Path, tuning: dict[str, Any] | None 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from kdresearch.artifacts import Store
     from kdresearch.bench.context import Context
     from kdresearch.bench.run import run
     from kdresearch.commands.compose import plan_of
@@ -87,7 +86,9 @@ def train(composition: Composition, folder: Path, tuning: dict[str, Any] | None 
         config: Any = OmegaConf.to_container(composition.cfg, resolve=True)
         loggers = logger_maker(config["logger"], config)
         keep_configuration(composition.cfg, folder)
-        record = run(plan, folder, Context(Store(limit=config["store"]["limit"]), say, progress), loggers, tuning)
+        record = run(
+            plan, folder, Context(say=say, progress=progress, store_limit=config["store"]["limit"]), loggers, tuning
+        )
         log_results(record)
         failed = False
         return record

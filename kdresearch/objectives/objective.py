@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -48,3 +48,13 @@ class Objective(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The scalar loss of a batch; ``teacher`` is None where ``teacher_needs`` is empty."""
         raise NotImplementedError
+
+
+def join_extracts(objectives: Iterable[Objective]) -> dict[str, Extract]:
+    """The fields that bound objectives read on the teacher's side, and how much of each."""
+    extracts: dict[str, Extract] = {}
+    for objective in objectives:
+        for field in objective.teacher_needs:
+            extract = objective.teacher_extracts.get(field, Extract())._replace(words=objective.needs_shared_tokens)
+            extracts[field] = extracts[field].union(extract) if field in extracts else extract
+    return extracts

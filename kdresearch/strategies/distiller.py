@@ -23,7 +23,7 @@ from kdresearch.strategies import binding
 from kdresearch.strategies.curves import Curves
 from kdresearch.strategies.first_batch import first_batch
 from kdresearch.strategies.weights import WeightSchedule
-from kdresearch.structures import LOGITS, SAME, Batch, Extract, Model, Outputs, Reading, Teacher, as_batch, check_signed
+from kdresearch.structures import LOGITS, SAME, Batch, Model, Outputs, Reading, Teacher, as_batch, check_signed
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -149,16 +149,6 @@ class Distiller(Curves):
     def teacher_needs(self) -> frozenset[str]:
         """Fields of ``Outputs`` that the objectives read of the teacher."""
         return frozenset[str]().union(*(term.teacher_needs for term in self._terms.values()))
-
-    @property
-    def teacher_extracts(self) -> dict[str, Extract]:
-        """How much of each of those fields is read."""
-        extracts: dict[str, Extract] = {}
-        for term in self._terms.values():
-            for field in term.teacher_needs:
-                extract = term.teacher_extracts.get(field, Extract())._replace(words=term.needs_shared_tokens)
-                extracts[field] = extracts[field].union(extract) if field in extracts else extract
-        return extracts
 
     @property
     def _terms(self) -> dict[str, Objective]:

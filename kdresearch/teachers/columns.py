@@ -26,7 +26,7 @@ class Columns:
     """
 
     def __init__(self, leaf: Leaf, teacher: Signature, lengths: np.ndarray, folder: Path | None = None) -> None:
-        self.leaf, self.teacher, self.lengths = leaf, teacher, lengths
+        self.leaf, self.teacher, self.lengths, self.folder = leaf, teacher, lengths, folder
         distinct, place = np.unique(lengths, return_inverse=True)
         self._shapes = {int(tokens): leaf.shape(teacher, int(tokens)) for tokens in distinct}
         values = np.array([np.prod(shape) for shape in self._shapes.values()], np.int64)
@@ -40,6 +40,10 @@ class Columns:
         else:
             self._values = _mapped(folder / f"{leaf.name}.bin", leaf.dtype)
             self._scales = _mapped(folder / f"{leaf.name}.scales.bin", np.float32) if scaled else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the files itself."""
+        return Columns, (self.leaf, self.teacher, self.lengths, self.folder)
 
     def put(self, places: np.ndarray, tensor: Tensor) -> None:
         """Set the rows at places [B] to those of [B, ...], as far as they are long."""

@@ -58,7 +58,7 @@ def record(
     precision: str = "32",
     batch_size: int = 64,
     device: str = "cpu",
-    check_room: Callable[[np.ndarray, int], None] = lambda rows, needed: None,
+    check_room: Callable[[Sequence[Leaf], np.ndarray, int], None] = lambda leaves, rows, needed: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Make sure that the teacher's logits and pooled vectors of some rows, and its inside, are in the store.
@@ -66,14 +66,15 @@ def record(
     Args:
         fingerprint: of the teacher's package, which ``open_package`` loads only if a row is missing.
         index: corpus-wide indices [N].
-        check_room: called with the rows that will be written and the bytes that they take, to refuse them.
+        check_room: called with the leaves and rows that will be written and the bytes that they take, to refuse them.
 
     Returns:
         The folders of all pieces of this teacher.
     """
     key = {"format": FORMAT, "teacher": fingerprint, "precision": precision}
     leaves = [] if inside is None else list(inside.leaves)
-    if _missing(pieces := _pieces(store, key), leaves, corpus, index)[0].any():
+    pieces = _pieces(store, key, leaves)
+    if _missing(pieces, leaves, corpus, index)[0].any():
         with store.locked(store.root / "knowledge" / digest(key), "recording this teacher", say):
             absent, leaves = _missing(_pieces(store, key), leaves, corpus, index)
             missing = index[absent]
@@ -84,7 +85,7 @@ def record(
                 if inside is not None:
                     inside = Inside(leaves, inside.rows, inside.units)
                 recorder = _Recorder(teacher, package, corpus, inside, batch_size)
-                check_room(missing, recorder.bytes(missing))
+                check_room(leaves, missing, recorder.bytes(missing))
                 recorder.record(missing, store, key, say)
         pieces = _pieces(store, key)
     return pieces
@@ -197,11 +198,19 @@ def cut(rows: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
     yield rows[first:]
 
 
-def _pieces(store: Store, key: dict[str, object]) -> list[Path]:
+def _pieces(store: Store, key: dict[str, object], leaves: Sequence[Leaf] | None = None) -> list[Path]:
+    """A teacher's pieces; with ``leaves``, not those of other leaves alone: to check a piece is to read it whole."""
+    names = None if leaves is None else {leaf.name for leaf in leaves}
+
+    def is_near(piece: dict[str, Any]) -> bool:
+        return names is None or not piece.get("leaves") or not names.isdisjoint(piece["leaves"])
+
     return [
         artifact.path
         for artifact in store.artifacts("knowledge")
-        if all(artifact.key.get(name) == value for name, value in key.items()) and store.find("knowledge", artifact.key)
+        if all(artifact.key.get(name) == value for name, value in key.items())
+        and is_near(artifact.key)
+        and store.find("knowledge", artifact.key)
     ]
 
 

@@ -89,7 +89,7 @@ def test_where_it_has_no_room(tmp_path: Path, teacher: Path, capsys: pytest.Capt
     assert train(tmp_path / "run", teacher, *options) != 0
     line = capsys.readouterr().err.splitlines()[-1]
     for words in (
-        "teacher.keep: recording hidden.2", "of 80 rows takes", "store.limit=0.0003GB leaves", "data.limit=",
+        "teacher.keep: recording hidden.2", "of 80 rows takes", "store.limit=300kB leaves", "data.limit=",
         "teacher.keep=int8 takes", "teacher.keep=false takes nothing",
     ):  # fmt: skip
         assert words in line

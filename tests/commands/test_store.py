@@ -109,6 +109,8 @@ def test_an_empty_store(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: p
             "BiLSTM by Supervised, 5,000 rows, seed 7",
         ),
         ("knowledge", {"teacher": "0123456789ab", "precision": "bf16"}, "outputs of teacher 01234567, precision bf16"),
+        ("knowledge", {"teacher": "0123456789ab", "precision": "32", "leaves": ["hidden.6.bf16"]},
+         "outputs, hidden.6.bf16 of teacher 01234567, precision 32"),
         ("teacher", {"package": "0123456789ab", "max_length": 128}, "package 01234567 with max_length=128"),
         ("answers", {"teacher": "0123456789ab", "field": "qkv", "precision": "32", "rows": "d" * 24},
          "qkv of teacher 01234567, precision 32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from kdresearch.models.transformer import Transformer
 from kdresearch.objectives.attention import AttentionMaps, RelationHeads, ValueRelation
 from kdresearch.objectives.gradient import Jacobian
 from kdresearch.objectives.hidden import Feature, Semantic
-from kdresearch.objectives.objective import Objective
+from kdresearch.objectives.objective import Objective, join_extracts
 from kdresearch.package import Package
 from kdresearch.structures import LOGITS, Batch, Extract, Outputs, Reading
 from kdresearch.teachers import recorded
@@ -208,10 +209,7 @@ def test_an_objective_has_the_live_gradient_by_what_it_reads_alone(
     torch.manual_seed(0)
     model: Any = STUDENTS[student](lesson.data.tokenizer.size)
     objective.bind(model.signature, teacher.signature, Reading(reading))
-    extracts = {
-        field: objective.teacher_extracts.get(field, Extract())._replace(words=objective.needs_shared_tokens)
-        for field in objective.teacher_needs
-    }
+    extracts = join_extracts([objective])
     stored = lesson.record(package_of_it, extracts, Store(tmp_path))
     form = ".words" if reading == "words" and objective.needs_shared_tokens else ""
     assert {leaf.name for leaf in stored._inside} == {f"{name}{form}.bf16" for name in names}
@@ -228,6 +226,19 @@ def test_an_objective_has_the_live_gradient_by_what_it_reads_alone(
     assert expected.norm() > 0
     assert float(again) == pytest.approx(float(value), rel=0.02, abs=1e-6)
     assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+def test_several_objectives_read_what_holds_them_all() -> None:
+    one, another = Feature(layers=[[1, 2]]), Feature("patient", layers=[[1, 3]])
+    side = Transformer(9, 2, architecture=TINY).signature
+    for objective in (one, another):
+        objective.bind(side, side, Reading("words"))
+    assert join_extracts([one]) == {"hidden": Extract(frozenset({2}), words=True)}
+    assert join_extracts([another]) == {"hidden": Extract(frozenset({3}), first=True)}
+    assert join_extracts([one, another]) == {"hidden": Extract(frozenset({2, 3}))}
+    leaves = leaves_of(join_extracts([one, another]), side, "int8", words=True)
+    assert [leaf.name for leaf in leaves] == ["hidden.2.int8", "hidden.3.int8"]
+    assert Extract(frozenset({1})).union(Extract()) == Extract()
 
 
 def inside_bytes(store: Store) -> int:
@@ -253,7 +264,7 @@ def test_the_estimate_is_what_is_written(reading: str, numbers: str, lesson: Les
     store = Store(tmp_path)
     extracts = {"hidden": Extract(words=True), "attention": Extract(words=True), "qkv": Extract(words=True)}
 
-    def note(rows: np.ndarray, size: int) -> None:
+    def note(leaves: Any, rows: np.ndarray, size: int) -> None:
         assert not list(store.artifacts("knowledge")) and len(rows) == len(lesson.data.split.train)
         estimates.append(size)
 
@@ -349,6 +360,24 @@ def test_a_flipped_bit_is_not_read(lesson: Lesson, tmp_path: Path) -> None:
     again = lesson.record(teacher, extracts, store)
     assert counted.rows == len(train)
     torch.testing.assert_close(again(read, frozenset({"hidden"})).hidden[3], expected)
+
+
+def test_another_process_maps_the_files_itself(lesson: Lesson, tmp_path: Path) -> None:
+    stored = lesson.record(lesson.teacher("transformer", "same"), {"attention": Extract()}, Store(tmp_path))
+    content = pickle.dumps(stored)
+    assert len(content) < inside_bytes(Store(tmp_path)) / 4
+    _, read = lesson.batches(sample(lesson))
+    needs = frozenset({"attention"})
+    for one, another in zip(stored(read, needs).attention, pickle.loads(content)(read, needs).attention, strict=True):
+        assert torch.equal(one, another)
+
+
+def test_class_scores_are_found_beside_any_leaves(lesson: Lesson, tmp_path: Path) -> None:
+    teacher, store, train = lesson.teacher("transformer", "same"), Store(tmp_path), lesson.data.split.train
+    lesson.record(teacher, {"attention": Extract()}, store)
+    (piece,) = tmp_path.glob("knowledge/*/artifact.json")
+    record(teacher.fingerprint, lambda: teacher, lesson.data.corpus, train[:9], store)
+    assert list(tmp_path.glob("knowledge/*/artifact.json")) == [piece]
 
 
 @pytest.mark.parametrize("numbers", ["bf16", "int8"])
